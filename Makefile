@@ -1,0 +1,53 @@
+# The environment is made once, in .venv; remove .venv to make it anew.
+# `make demo ARGS="--fault units"` and `make test ARGS="-k join -x"` pass their words on.
+
+# A mistake in a recipe's pipe or variable is an error.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+ARGS ?=
+
+.PHONY: install demo test lint bench build
+.DEFAULT_GOAL := install
+
+install: .venv/.installed
+
+demo: install
+	$(BIN)/riverkeeper demo flights $(ARGS)
+
+# Real Kafka runs from Maven's jars; without it half of the promises would go unproved.
+test: .venv/.developed
+	@command -v java >/dev/null && command -v mvn >/dev/null || { \
+	  echo "The tests run a real Kafka: install Java 17 or later and Maven (Debian: apt-get install default-jre-headless maven; macOS: brew install openjdk maven)." >&2; exit 1; }
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: .venv/.developed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+
+bench: .venv/.developed
+	@compgen -G 'bench/*.py' >/dev/null || { echo "bench/ holds no benchmark." >&2; exit 1; }
+	for bench in bench/*.py; do $(BIN)/python "$$bench" $(ARGS); done
+
+build: .venv/.installed
+	$(PIP) wheel --no-deps --wheel-dir dist .
+
+.venv/.installed: pyproject.toml | .venv/bin/python
+	$(PIP) install --editable .
+	touch $@
+
+.venv/.developed: pyproject.toml | .venv/bin/python
+	$(PIP) install --editable '.[dev]'
+	touch .venv/.installed $@
+
+.venv/bin/python:
+	@for python in python3.13 python3.12 python3.11 python3; do \
+	  if "$$python" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	    echo "Making .venv with $$("$$python" --version)"; exec "$$python" -m venv .venv; \
+	  fi; \
+	done; \
+	echo "Riverkeeper needs Python 3.11 or later with its venv module: install it (Debian: apt-get install python3 python3-venv; macOS: brew install python@3.13)." >&2; exit 1

@@ -1,0 +1,270 @@
+"""ingest: events become facts, outcomes or dead letters, exactly one of them each.
+
+What becomes of an event depends on the event, the pipeline's revision and the ids before it in its
+partition; never on a clock. Times here are the log's append times.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple
+
+import msgspec
+import orjson
+from aiokafka import TopicPartition
+
+from ..models.pipeline import Dedupe, Pipeline
+from ..topics.cloudevents import Event, decode, loads
+from ..topics.log import MAX_RECORD_BYTES, Out, Record, record_bytes
+from ..topics.messages import BadRecord, Envelope, ErrorCode, Fact, Origin
+from ..topics.partition import partitions
+from ..topics.store import ORIGIN, ORIGIN_ROOM, Inspector, Progress
+from .agent import Agent, Entry, Table
+from .work import Tracked, dead_letter, resume
+
+EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # before the log's own clock there is no event
+LATEST = datetime(2200, 1, 1, tzinfo=UTC)
+MAX_KEY_BYTES = 1_024  # of key and join field: a prediction holds both, and the join field twice
+MAX_ID_CHARS = 512  # a million remembered ids stay below 1 GB
+IDS_PER_ENTRY = 250  # ids in one record of the store: 0.8 MB if each is the longest and all is escaped
+IDS_PREFIX = b"ids/"
+
+
+class Parsed(NamedTuple):
+    """An event as it goes on: `suffix` is "facts" or "outcomes"."""
+
+    suffix: str
+    key: bytes
+    id: str
+    value: bytes
+
+
+class Parser:
+    """From a record of `events` to a fact or an outcome; pure."""
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+        self._encode = msgspec.json.Encoder().encode
+
+    def parse(self, record: Record) -> Parsed:
+        """Raises BadRecord."""
+        if record.key is None and self._pipeline.dedupe is not None:
+            raise BadRecord(
+                ErrorCode.NO_KEY, "an event without a key may reach another partition when it is sent again"
+            )
+        value = record.value or b""
+        if len(value) > MAX_RECORD_BYTES:
+            raise BadRecord(ErrorCode.TOO_LARGE, f"{len(value)} bytes; {MAX_RECORD_BYTES} are the limit")
+        event = decode(record.headers, value) or self._plain(loads(value))
+        return self._typed(event, record.timestamp)
+
+    def _plain(self, data: Any) -> Event:
+        if not isinstance(data, dict):
+            raise BadRecord(ErrorCode.WRONG_TYPE, f"an event is a JSON object, not {type(data).__name__}")
+        fields = self._pipeline.event
+        for name in (fields.id, fields.type, fields.time):
+            if data.get(name) is None:
+                raise BadRecord(ErrorCode.MISSING_FIELD, f"field {name!r} is missing")
+        return Event(data[fields.id], data[fields.type], data[fields.time], data)
+
+    def _typed(self, event: Event, appended_ms: int) -> Parsed:
+        declared = self._pipeline.types.get(event.type) if isinstance(event.type, str) else None
+        if declared is None:
+            known = ", ".join(sorted(self._pipeline.types))
+            raise BadRecord(ErrorCode.UNKNOWN_TYPE, f"type {event.type!r} is none of {known}")
+        data = _payload(event.data, declared)
+        is_fact = declared is self._pipeline.facts
+        for name in (self._pipeline.key, self._pipeline.join) if is_fact else (self._pipeline.join,):
+            placed = getattr(data, name)
+            if placed is None:
+                raise BadRecord(ErrorCode.MISSING_FIELD, f"field {name!r} is null, but places the record")
+            if len(str(placed).encode()) > MAX_KEY_BYTES:
+                raise BadRecord(
+                    ErrorCode.TOO_LARGE, f"field {name!r} places the record; {MAX_KEY_BYTES} bytes at most"
+                )
+        key = str(getattr(data, self._pipeline.key if is_fact else self._pipeline.join))
+        id = _id(event.id)
+        time = _time(event.time if event.time is not None else appended_ms)
+        envelope = Envelope(id=id, type=event.type, time=time, key=key, data=data)
+        return Parsed("facts" if is_fact else "outcomes", key.encode(), id, self._encode(envelope))
+
+
+def _payload(data: Any, declared: type[Fact]) -> Fact:
+    try:
+        return msgspec.convert(data, declared)
+    except msgspec.ValidationError as error:
+        missing = "missing required field" in str(error)
+        raise BadRecord(ErrorCode.MISSING_FIELD if missing else ErrorCode.WRONG_TYPE, str(error)) from error
+
+
+def _id(id: Any) -> str:
+    if isinstance(id, int) and not isinstance(id, bool):
+        id = str(id)
+    if not isinstance(id, str) or not 0 < len(id) <= MAX_ID_CHARS:
+        raise BadRecord(
+            ErrorCode.WRONG_TYPE, f"an id is a text of 1 to {MAX_ID_CHARS} characters, or an integer"
+        )
+    return id
+
+
+def _time(time: Any) -> datetime:
+    """ISO 8601 with an offset, or epoch milliseconds."""
+    try:
+        if isinstance(time, int) and not isinstance(time, bool):
+            parsed = EARLIEST + timedelta(milliseconds=time)
+        else:
+            parsed = msgspec.convert(time, datetime)
+    except (msgspec.ValidationError, OverflowError) as error:
+        raise BadRecord(ErrorCode.BAD_TIME, f"time {time!r:.80}: {error}") from error
+    if parsed.tzinfo is None:
+        raise BadRecord(ErrorCode.BAD_TIME, f"time {time!r:.80} has no offset from UTC")
+    if not EARLIEST <= parsed < LATEST:
+        raise BadRecord(ErrorCode.BAD_TIME, f"time {time!r:.80} is outside 1970 to 2200")
+    return parsed
+
+
+class RecentIds:
+    """The ids of one partition within a window of append time, and what of them is not stored yet.
+
+    What it holds follows from the ids it added, in their order, and from nothing else: so it is the
+    same after a restore, even if append times step back because another broker leads.
+    """
+
+    def __init__(self, dedupe: Dedupe) -> None:
+        self._window = int(dedupe.window / timedelta(milliseconds=1))
+        self._limit = dedupe.ids
+        self._ids: dict[str, int] = {}  # id -> append time in ms
+        # The oldest first (a dict finds its first in linear time); an id that came again stands twice.
+        self._order: deque[tuple[str, int]] = deque()
+        self._newest = 0  # append time of the newest id in ms
+        self._new: list[tuple[str, int]] = []
+        self._stored: deque[tuple[int, int]] = (
+            deque()
+        )  # (number of a stored entry, append time of its newest id)
+        self._next = 0
+
+    def seen(self, id: str, appended_ms: int) -> bool:
+        """Whether the id came before within the window; remembers it if not."""
+        at = max(appended_ms, self._newest)
+        known = self._ids.get(id)
+        if known is not None and known >= at - self._window:
+            return True
+        self._add(id, at)
+        self._new.append((id, at))
+        return False
+
+    def _add(self, id: str, at: int) -> None:
+        while self._order and self._order[0][1] < at - self._window:
+            self._forget_oldest()
+        self._ids[id] = self._newest = at
+        self._order.append((id, at))
+        while len(self._order) > self._limit:
+            self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        id, at = self._order.popleft()
+        if self._ids.get(id) == at:
+            del self._ids[id]
+
+    def changes(self) -> list[Entry]:
+        entries: list[Entry] = []
+        for i in range(0, len(self._new), IDS_PER_ENTRY):
+            part = self._new[i : i + IDS_PER_ENTRY]
+            entries.append((self._key(self._next), orjson.dumps(part)))
+            self._stored.append((self._next, part[-1][1]))
+            self._next += 1
+        self._new = []
+        return [*entries, *self._expired_entries()]
+
+    def _expired_entries(self) -> list[Entry]:
+        expired: list[Entry] = []
+        while self._order and self._stored and self._stored[0][1] < self._order[0][1]:
+            expired.append((self._key(self._stored.popleft()[0]), None))
+        return expired
+
+    def restore(self, table: Mapping[bytes, bytes]) -> None:
+        numbered = sorted(
+            (int(k[len(IDS_PREFIX) :]), v) for k, v in table.items() if k.startswith(IDS_PREFIX)
+        )
+        for number, value in numbered:
+            part = orjson.loads(value)
+            for id, at in part:
+                self._add(id, at)
+            self._stored.append((number, part[-1][1]))
+            self._next = number + 1
+
+    @staticmethod
+    def _key(number: int) -> bytes:
+        return b"%b%d" % (IDS_PREFIX, number)
+
+
+class IngestWork(Tracked):
+    """Partition p of `events`."""
+
+    def __init__(self, agent: Ingest, progress: Progress, recent: RecentIds | None, *, fresh: bool) -> None:
+        super().__init__(progress, agent.pipeline.revision, agent.runtime.limits, fresh=fresh)
+        self._pipeline = agent.pipeline
+        self._telemetry = agent.runtime.telemetry
+        self._parser = Parser(agent.pipeline)
+        self._recent = recent
+
+    async def step(self, tp: TopicPartition, records: Sequence[Record]) -> list[Out]:
+        parsed: list[tuple[Record, Parsed]] = []
+        dead: list[Out] = []
+        for record in records:
+            try:
+                made = self._checked(record, self._parser.parse(record))
+            except BadRecord as bad:
+                dead.append(dead_letter(self._pipeline, record, bad))
+                self._telemetry.dead("ingest", bad.code)
+                continue
+            if made is not None:
+                parsed.append((record, made))
+        self._telemetry.duplicates("ingest", len(records) - len(parsed) - len(dead))
+        return [*self._outs(tp, parsed), *dead]
+
+    def _checked(self, record: Record, parsed: Parsed) -> Parsed | None:
+        """None for an id that came before. Raises BadRecord if what was made is too large."""
+        if record_bytes(parsed.key, parsed.value, ORIGIN_ROOM) > MAX_RECORD_BYTES:
+            raise BadRecord(
+                ErrorCode.TOO_LARGE, f"{len(parsed.value)} bytes as a fact; {MAX_RECORD_BYTES} are the limit"
+            )
+        if self._recent is not None and self._recent.seen(parsed.id, record.timestamp):
+            return None
+        return parsed
+
+    def _outs(self, tp: TopicPartition, parsed: Sequence[tuple[Record, Parsed]]) -> list[Out]:
+        source = f"{tp.topic}/{tp.partition}".encode()
+        where = partitions([made.key for _, made in parsed], self._pipeline.partitions)
+        topics = {suffix: self._pipeline.topic(suffix) for suffix in ("facts", "outcomes")}
+        return [
+            Out(
+                topics[made.suffix],
+                partition,
+                made.key,
+                made.value,
+                ((ORIGIN, Origin(source, record.offset, 0).header()),),
+            )
+            for (record, made), partition in zip(parsed, where, strict=True)
+        ]
+
+    def changes(self) -> list[Entry]:
+        return self._recent.changes() if self._recent is not None else []
+
+
+class Ingest(Agent):
+    name = "ingest"
+
+    @property
+    def group_topics(self) -> list[str]:
+        return [self.pipeline.topic("events")]
+
+    async def open(self, partition: int, table: Table, inspector: Inspector) -> IngestWork:
+        inputs = [TopicPartition(self.pipeline.topic("events"), partition)]
+        progress, fresh = await resume(self.pipeline, table, inputs, frozenset(), inspector)
+        recent = RecentIds(self.pipeline.dedupe) if self.pipeline.dedupe is not None else None
+        if recent is not None:
+            recent.restore(table)
+        return IngestWork(self, progress, recent, fresh=fresh)

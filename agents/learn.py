@@ -1,0 +1,189 @@
+"""learn: examples become model versions.
+
+The owner of partition m of `models` teaches the models that hash there. It keeps no store: a version
+carries what it has learned and where to go on, so state and position cannot come apart, and the
+learner goes on from the very bytes it published.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack
+
+import msgspec
+import structlog
+from aiokafka import TopicPartition
+
+from ..models.student import Numbered, Student, start_line
+from ..models.unpickle import AllowList
+from ..models.version import MAX_HELD_BYTES, MAX_MANIFESTS, Assembler, BadVersion
+from ..topics.log import Out, Record
+from ..topics.messages import Example, State, Vitals
+from ..topics.partition import partition as partition_of
+from ..topics.store import Inspector
+from .agent import Agent, Batch, Entry, Runtime, Table, Work
+from .follow import Verdicts
+
+log = structlog.get_logger(__name__)
+
+SLICE = 200  # examples one model learns before other work of the process gets its turn; some 10 ms
+LIBRARY_BYTES = 4 * MAX_HELD_BYTES  # versions read at once to restore one: what the log keeps of all models
+
+
+class LearnWork(Work):
+    """Partition m of `models`: the models that hash to it."""
+
+    def __init__(self, agent: Learn, partition: int, students: Sequence[Student]) -> None:
+        self._agent = agent
+        self._partition = partition
+        self._students = {student.name: student for student in students}
+        self._topic = agent.pipeline.topic("examples")
+        self._decoder = msgspec.json.Decoder(Example)
+        self._since_ms = agent.runtime.now_ms()
+        self._sealed: list[Entry] = []  # versions made, not yet taken by a snapshot
+        # Who learns changes in `refresh` only: whoever comes back is read for from where it stopped.
+        self._working = self._wanted_at_work()
+
+    def _wanted_at_work(self) -> frozenset[str]:
+        routes = self._agent.verdicts.routing.routes
+        return frozenset(name for name in self._students if routes[name].state is not State.DESTROYED)
+
+    def _at_work(self) -> list[Student]:
+        return [student for name, student in self._students.items() if name in self._working]
+
+    @property
+    def positions(self) -> Mapping[TopicPartition, int]:
+        at_work = self._at_work()
+        return {
+            TopicPartition(self._topic, p): min(student.offsets.get(p, 0) for student in at_work)
+            for p in range(self._agent.pipeline.partitions)
+            if at_work
+        }
+
+    async def process(self, batch: Batch) -> list[Out]:
+        for tp, records in batch.items():
+            numbered = list(self._decoded(records))
+            for student in self._at_work():
+                for i in range(0, len(numbered), SLICE):
+                    part = numbered[i : i + SLICE]
+                    student.study(tp.partition, part, part[-1][0] + 1)
+                    await asyncio.sleep(0)
+        return []
+
+    def _decoded(self, records: Sequence[Record]) -> Iterator[Numbered]:
+        for record in records:
+            try:
+                yield record.offset, self._decoder.decode(record.value or b"")
+            except msgspec.DecodeError as error:
+                log.error(
+                    "unreadable example", offset=record.offset, partition=record.partition, error=str(error)
+                )
+
+    def _behind(self) -> list[Student]:
+        routes = self._agent.verdicts.routing.routes
+        return [student for name, student in self._students.items() if routes[name].line > student.line]
+
+    def outdated(self) -> bool:
+        return self._wanted_at_work() != self._working or bool(self._behind())
+
+    async def refresh(self) -> None:
+        """Starts the lines that verdicts began since the last look, and those who learn again."""
+        routes, behind = self._agent.verdicts.routing.routes, self._behind()
+        self._working = self._wanted_at_work()
+        if not behind:
+            return
+        async with Inspector(self._agent.runtime.connection) as inspector:
+            models = TopicPartition(self._agent.pipeline.topic("models"), self._partition)
+            library = self._agent.library(await inspector.read_table(models))
+            beginnings = await self._agent.beginnings(inspector)
+        for student in behind:
+            await asyncio.to_thread(start_line, student, routes[student.name], library, beginnings)
+
+    def due(self, now: float) -> bool:
+        return any(student.due(now) for student in self._at_work())
+
+    async def prepare(self, now: float, *, drained: bool = False) -> None:
+        """A forest takes seconds to dump and open: leases and heartbeats go on meanwhile."""
+        for student in self._at_work():
+            if student.due(now) or (drained and student.since):
+                self._sealed += await asyncio.to_thread(self._version, student, now)
+
+    def snapshot(self, now: float, *, drained: bool = False) -> list[Entry]:
+        sealed, self._sealed = self._sealed, []
+        return sealed
+
+    def _version(self, student: Student, now: float) -> list[Entry]:
+        runtime = self._agent.runtime
+        began = runtime.monotonic()
+        try:
+            sealed = student.publish(now, runtime.now_ms(), runtime.signing_key)
+        except (BadVersion, ValueError) as error:
+            log.error("version not published", model=student.name, error=str(error))
+            return []
+        seconds = runtime.monotonic() - began
+        student.spent(now, seconds)
+        runtime.telemetry.published(student.name, sealed.manifest.size, seconds)
+        return [*sealed.records(), *((key, None) for key in student.expired())]
+
+    def vitals(self) -> list[Vitals]:
+        runtime, since = self._agent.runtime, self._since_ms
+        self._since_ms = runtime.now_ms()
+        found = [s.vitals(runtime.replica, since, self._since_ms) for s in self._at_work()]
+        for each in found:
+            runtime.telemetry.learned(each.model, each.learned)
+            if each.labelled:
+                live, baseline = each.error / each.labelled, each.baseline_error / each.labelled
+                runtime.telemetry.errors(each.model, live, baseline)
+        return found
+
+
+class Learn(Agent):
+    name = "learn"
+
+    def __init__(self, runtime: Runtime) -> None:
+        super().__init__(runtime)
+        self.verdicts = Verdicts(runtime)
+
+    @property
+    def group_topics(self) -> list[str]:
+        return [self.pipeline.topic("models")]
+
+    @property
+    def partitions(self) -> int:
+        return self.pipeline.model_partitions
+
+    @property
+    def store(self) -> str:
+        return self.pipeline.topic("models")
+
+    async def attend(self, stack: AsyncExitStack) -> list[Awaitable[None]]:
+        self.verdicts = Verdicts(self.runtime)
+        return await self.verdicts.follow(stack)
+
+    async def open(self, partition: int, table: Table, inspector: Inspector) -> LearnWork:
+        library = self.library(table)
+        beginnings = await self.beginnings(inspector)
+        allow = AllowList(self.pipeline.trusted)
+        students = []
+        for name in self.pipeline.models:
+            if partition_of(name.encode(), self.pipeline.model_partitions) == partition:
+                student = Student(name, self.pipeline, allow)
+                start_line(student, self.verdicts.routing.routes[name], library, beginnings)
+                students.append(student)
+        return LearnWork(self, partition, students)
+
+    def library(self, table: Table) -> Assembler:
+        """Every version that a partition of `models` holds."""
+        library = Assembler(keep=MAX_MANIFESTS, max_bytes=LIBRARY_BYTES)  # the log itself says what is kept
+        for key, value in table.items():
+            try:
+                library.feed(key, value)
+            except BadVersion as error:
+                log.error("unreadable version", key=key, error=str(error))
+        return library
+
+    async def beginnings(self, inspector: Inspector) -> dict[int, int]:
+        topic = self.pipeline.topic("examples")
+        tps = [TopicPartition(topic, p) for p in range(self.pipeline.partitions)]
+        return {tp.partition: offset for tp, offset in (await inspector.beginnings(tps)).items()}

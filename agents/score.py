@@ -1,0 +1,292 @@
+"""score: every fact gets exactly one prediction, from a model that may answer or from the fallback."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Sequence
+from contextlib import AsyncExitStack
+from typing import Any
+
+import msgspec
+import numpy as np
+from aiokafka import TopicPartition
+
+from ..models.features import FeatureFailure, FoldState
+from ..models.pipeline import CONSTANT
+from ..models.serving import Answers, Observed, Served, View, answer
+from ..topics.log import MAX_RECORD_BYTES, Out, Record, record_bytes
+from ..topics.messages import (
+    Envelope,
+    Features,
+    Origin,
+    Prediction,
+    Reason,
+    ShadowAnswer,
+    Source,
+    Span,
+    Vitals,
+)
+from ..topics.partition import partitions
+from ..topics.store import ORIGIN, ORIGIN_ROOM, Inspector, Progress
+from .agent import Agent, Entry, Runtime, Table
+from .follow import Verdicts
+from .versions import Versions
+from .work import Tracked, resume, unreadable
+
+ATTEMPTS = 3  # answers to one batch while verdicts keep changing; the last is without a lease
+
+Facts = Sequence[tuple[Record, Envelope[Any]]]
+Rows = Sequence[Features | FeatureFailure]
+
+
+class ScoreWork(Tracked):
+    """Partition p of `facts`."""
+
+    def __init__(self, agent: Score, progress: Progress, folds: FoldState, *, fresh: bool) -> None:
+        super().__init__(progress, agent.pipeline.revision, agent.runtime.limits, fresh=fresh)
+        self._agent = agent
+        self._pipeline = agent.pipeline
+        self._folds = folds
+        self._decoder = msgspec.json.Decoder(Envelope[agent.pipeline.facts])  # type: ignore[name-defined]
+        self._encode = msgspec.json.Encoder().encode
+        self._observed: dict[str, Observed] = {}
+        self._spans: dict[int, Span] = {}
+        self._since_ms = agent.runtime.now_ms()
+        self._written: list[tuple[Sequence[int], Answers]] = []  # append times, answers: not acknowledged yet
+
+    async def step(self, tp: TopicPartition, records: Sequence[Record]) -> list[Out]:
+        facts, dead = self._decoded(records)
+        if not facts:
+            return dead
+        rows = self._pipeline.graph.extract(self._folds, [envelope for _, envelope in facts])
+        self._agent.versions.recent.extend(row for row in rows[-64:] if not isinstance(row, FeatureFailure))
+        view, answers = await self._answered(facts, rows)
+        self._cover(tp.partition, facts[0][0].offset, facts[-1][0].offset + 1)
+        self._written.append(([record.timestamp for record, _ in facts], answers))
+        keys = self._join_keys(facts)
+        where = partitions([key.encode() for key in keys], self._pipeline.partitions)
+        predictions = self._predictions(tp, facts, rows, answers, view, keys, where)
+        return [*predictions, *self._shadows(tp, facts, answers, keys, where), *dead]
+
+    def _decoded(self, records: Sequence[Record]) -> tuple[Facts, list[Out]]:
+        facts, dead = [], []
+        for record in records:
+            try:
+                facts.append((record, self._decoder.decode(record.value or b"")))
+            except msgspec.DecodeError as error:
+                dead.append(unreadable(self._agent.runtime, "score", record, error))
+        return facts, dead
+
+    async def _answered(self, facts: Facts, rows: Rows) -> tuple[View, Answers]:
+        """Answers under a lease that still holds when they are about to be written, or without one."""
+        ids = [envelope.id for _, envelope in facts]
+        clock = self._agent.runtime.monotonic
+        for _ in range(ATTEMPTS - 1):
+            view = await self._agent.view()
+            answers = answer(self._pipeline, view, ids, rows, clock)
+            if not view.lease or await self._agent.still(view):
+                return view, answers
+        view = View(self._agent.verdicts.routing, {}, lease=False)
+        return view, answer(self._pipeline, view, ids, rows, clock)
+
+    def _predictions(
+        self,
+        tp: TopicPartition,
+        facts: Facts,
+        rows: Rows,
+        answers: Answers,
+        view: View,
+        keys: Sequence[str],
+        where: Sequence[int],
+    ) -> list[Out]:
+        source = f"{tp.topic}/{tp.partition}"
+        topic = self._pipeline.topic("predictions")
+        outs = []
+        for i, (record, envelope) in enumerate(facts):
+            row = rows[i]
+            features = {} if isinstance(row, FeatureFailure) else row
+            value = self._prediction(
+                f"{source}/{record.offset}", keys[i], envelope, answers.served[i], features, view
+            )
+            headers = ((ORIGIN, Origin(source.encode(), record.offset, 0).header()),)
+            outs.append(Out(topic, where[i], keys[i].encode(), value, headers))
+        return outs
+
+    def _prediction(
+        self,
+        fact: str,
+        key: str,
+        envelope: Envelope[Any],
+        said: Served,
+        features: Features,
+        view: View,
+    ) -> bytes:
+        prediction = Prediction(
+            id=envelope.id,
+            key=key,
+            time=envelope.time,
+            value=said.value,
+            source=said.source,
+            reason=said.reason,
+            asked=said.asked,
+            model=said.model,
+            version=said.version,
+            fingerprint=self._pipeline.fingerprint,
+            fact=fact,
+            verdict=view.routing.offset,
+            baseline=said.baseline,
+            features=features,
+        )
+        value = self._encode(prediction)
+        if record_bytes(key.encode(), value, ORIGIN_ROOM) <= MAX_RECORD_BYTES:
+            return value
+        # Features that fit no record cannot be learned from either: the answer goes without them.
+        return self._encode(
+            msgspec.structs.replace(
+                prediction,
+                value=self._pipeline.constant,
+                source=Source.FALLBACK,
+                reason=Reason.FEATURE_FAILED.value,
+                model=CONSTANT,
+                version=0,
+                baseline=None,
+                features={},
+            )
+        )
+
+    def _join_keys(self, facts: Facts) -> list[str]:
+        join = self._pipeline.join
+        return [str(getattr(envelope.data, join)) for _, envelope in facts]
+
+    def _shadows(
+        self,
+        tp: TopicPartition,
+        facts: Facts,
+        answers: Answers,
+        keys: Sequence[str],
+        where: Sequence[int],
+    ) -> list[Out]:
+        source = f"{tp.topic}/{tp.partition}".encode()
+        topic, fingerprint = self._pipeline.topic("shadow"), self._pipeline.fingerprint
+        counted: Counter[int] = Counter()
+        outs = []
+        for index, model, version, value, reason in answers.shadows:
+            record, envelope = facts[index]
+            said = ShadowAnswer(
+                id=envelope.id,
+                key=keys[index],
+                time=envelope.time,
+                model=model,
+                version=version,
+                fingerprint=fingerprint,
+                value=value,
+                reason=reason,
+            )
+            origin = Origin(source, record.offset, counted[index]).header()
+            counted[index] += 1
+            out = Out(topic, where[index], keys[index].encode(), self._encode(said), ((ORIGIN, origin),))
+            if record_bytes(out.key, out.value, out.headers) <= MAX_RECORD_BYTES:  # a shadow may be missing
+                outs.append(out)
+        return outs
+
+    def delivered(self) -> None:
+        written, self._written = self._written, []
+        telemetry, now = self._agent.runtime.telemetry, self._agent.runtime.now()
+        for appended, answers in written:
+            telemetry.latency(np.maximum(now - np.asarray(appended, dtype=np.float64) / 1000, 0.0))
+            counts = Counter((said.asked, said.source, said.reason) for said in answers.served)
+            for (model, source, reason), count in counts.items():
+                telemetry.predicted(model, source, reason, count)
+            for model, observed in answers.observed.items():
+                telemetry.out_of_bounds(model, observed.out_of_bounds)
+                self._observed.setdefault(model, Observed()).add(observed)
+
+    def _cover(self, partition: int, start: int, end: int) -> None:
+        known = self._spans.get(partition)
+        self._spans[partition] = Span(partition, known.start if known else start, end)
+
+    def changes(self) -> list[Entry]:
+        return list(self._folds.changes().items())
+
+    def vitals(self) -> list[Vitals]:
+        runtime, since = self._agent.runtime, self._since_ms
+        self._since_ms = runtime.now_ms()
+        observed, self._observed = self._observed, {}
+        spans, self._spans = tuple(self._spans.values()), {}
+        return [
+            Vitals(
+                agent="score",
+                replica=runtime.replica,
+                model=model,
+                version=seen.version,
+                line=seen.line,
+                spans=spans,
+                from_ms=since,
+                to_ms=self._since_ms,
+                asked=seen.asked,
+                served=seen.served,
+                out_of_bounds=seen.out_of_bounds,
+                raised=seen.raised,
+                seconds=seen.seconds,
+                answers=seen.answers,
+            )
+            for model, seen in observed.items()
+        ]
+
+
+class Score(Agent):
+    name = "score"
+
+    def __init__(self, runtime: Runtime) -> None:
+        super().__init__(runtime)
+        self._follow()
+
+    def _follow(self) -> None:
+        self.verdicts = Verdicts(self.runtime)
+        self.versions = Versions(self.runtime, self.verdicts)
+
+    @property
+    def group_topics(self) -> list[str]:
+        return [self.pipeline.topic("facts")]
+
+    @property
+    def transactional_outputs(self) -> bool:
+        return self.pipeline.delivery == "transactional"
+
+    async def attend(self, stack: AsyncExitStack) -> list[Awaitable[None]]:
+        self._follow()
+        return [*await self.verdicts.follow(stack), *await self.versions.follow(stack)]
+
+    async def view(self) -> View:
+        """What is known now, under a lease if one can be had."""
+        lease = await self.verdicts.lease()
+        return View(self.verdicts.routing, self.versions.serving, lease)
+
+    async def still(self, view: View) -> bool:
+        """Whether the lease holds and no verdict has come since."""
+        lease = await self.verdicts.lease()
+        return lease and self.verdicts.routing is view.routing
+
+    async def open(self, partition: int, table: Table, inspector: Inspector) -> ScoreWork:
+        inputs = [TopicPartition(self.pipeline.topic("facts"), partition)]
+        filtered = frozenset(self.group_topics)
+        progress, fresh = await resume(self.pipeline, table, inputs, filtered, inspector)
+        return ScoreWork(self, progress, FoldState.restore(table.items()), fresh=fresh)
+
+    def own_vitals(self) -> list[Vitals]:
+        """The gate's refusals since the last call: without an answer there is no other sign of them."""
+        refusals, self.versions.refusals = self.versions.refusals, {}
+        now = self.runtime.now_ms()
+        return [
+            Vitals(
+                agent="score",
+                replica=self.runtime.replica,
+                model=manifest.model,
+                version=manifest.version,
+                line=manifest.line,
+                from_ms=now,
+                to_ms=now,
+                gate=code,
+            )
+            for manifest, code in refusals.values()
+        ]

@@ -1,0 +1,121 @@
+"""The versions that score serves: followed on `models`, examined by the gate, held by reference."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Mapping
+from contextlib import AsyncExitStack, suppress
+
+import structlog
+
+from ..models.gate import Admitted, Refused, examine
+from ..models.routing import Route
+from ..models.serving import Serving
+from ..models.unpickle import AllowList
+from ..models.version import Assembler, BadVersion
+from ..topics.log import Record
+from ..topics.messages import Features, Manifest
+from ..topics.tail import Tail
+from .agent import Runtime
+from .follow import Verdicts, read_up
+
+log = structlog.get_logger(__name__)
+
+RECENT_FACTS = 256  # features kept for the gate: enough to see a share of 2 % out of bounds
+LOOK_SECONDS = 0.1  # between looks for what a verdict changed; a new version is looked at when it comes
+
+
+class Versions:
+    """Swaps the newest admitted version of each model's line into `serving`."""
+
+    def __init__(self, runtime: Runtime, verdicts: Verdicts) -> None:
+        self._runtime = runtime
+        self._verdicts = verdicts
+        self._library = Assembler()
+        self._allow = AllowList(runtime.pipeline.trusted)
+        self._tail = Tail(runtime.connection, runtime.pipeline.topic("models"), self._apply)
+        self._examined: dict[
+            str, tuple[int, str]
+        ] = {}  # model -> number and hash of the version looked at last
+        self._news = asyncio.Event()
+        self.serving: Mapping[str, Serving] = {}
+        self.refusals: dict[str, tuple[Manifest, str]] = {}  # since they were last taken
+        self.recent: deque[Features] = deque(maxlen=RECENT_FACTS)
+
+    async def follow(self, stack: AsyncExitStack) -> list[Awaitable[None]]:
+        """Reads every version there is and admits the newest; returns what must keep running."""
+        stack.push_async_callback(self._tail.stop)
+        await self._tail.start()
+        await read_up(self._tail)
+        await self._look()
+        return [self._tail.run(), self._admit()]
+
+    def _apply(self, record: Record) -> None:
+        try:
+            if self._library.feed(record.key or b"", record.value) is not None:
+                self._news.set()
+        except BadVersion as error:
+            log.error("unreadable version", offset=record.offset, error=str(error))
+
+    async def _admit(self) -> None:
+        while True:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._news.wait(), LOOK_SECONDS)
+            self._news.clear()
+            await self._look()
+
+    async def _look(self) -> None:
+        for model, route in self._verdicts.routing.routes.items():
+            manifest = self._newest(model, route)
+            if manifest is not None:
+                await self._consider(manifest)
+
+    def _newest(self, model: str, route: Route) -> Manifest | None:
+        """The newest version of the line in force, unless it was examined before."""
+        of_line = [m for m in self._library.manifests(model) if m.line == route.line]
+        if not of_line:
+            return None
+        newest = of_line[-1]
+        seen = self._examined.get(model)
+        return None if seen == (newest.version, newest.sha256) else newest
+
+    async def _consider(self, manifest: Manifest) -> None:
+        self._examined[manifest.model] = (manifest.version, manifest.sha256)
+        try:
+            blob = self._library.blob(manifest.model, manifest.version)
+            # A forest takes a second to open: facts are answered meanwhile.
+            admitted = await asyncio.to_thread(self._examine, manifest, blob, list(self.recent))
+        except Refused as refused:
+            self._refuse(manifest, refused.code.value, str(refused))
+        except BadVersion as error:
+            self._refuse(manifest, "bad_bytes", str(error))
+        else:
+            self._swap(admitted)
+
+    def _examine(self, manifest: Manifest, blob: bytes, recent: list[Features]) -> Admitted:
+        pipeline = self._runtime.pipeline
+        return examine(
+            manifest,
+            blob,
+            key=self._runtime.signing_key,
+            fingerprint=pipeline.fingerprint,
+            allow=self._allow,
+            task=pipeline.task,
+            bounds=(pipeline.bounds.low, pipeline.bounds.high),
+            recent=recent,
+            clock=self._runtime.monotonic,
+        )
+
+    def _refuse(self, manifest: Manifest, code: str, why: str) -> None:
+        self.refusals[manifest.model] = (manifest, code)
+        self._runtime.telemetry.refused(manifest.model, code)
+        log.warning("version refused", model=manifest.model, version=manifest.version, reason=why)
+
+    def _swap(self, admitted: Admitted) -> None:
+        m = admitted.manifest
+        self.serving = {
+            **self.serving,
+            m.model: Serving(m.model, m.version, m.line, m.learned, admitted.scorer),
+        }
+        self._runtime.telemetry.serving(m.model, m.version)

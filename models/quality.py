@@ -1,0 +1,85 @@
+"""What a task asks of an estimator, and how wrong its answer was.
+
+A multiclass estimator knows its classes by their names only: `str(label)`, as JSON does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, TypeAlias
+
+from ..topics.messages import Answer, Features, LabelValue
+
+Task: TypeAlias = Literal["regression", "binary", "multiclass"]
+
+# Keeps a log loss finite; the value of river.metrics.LogLoss and CrossEntropy, so that they compare.
+LEAST_PROBABILITY = 1e-15
+
+
+def metric_name(task: Task) -> Literal["MAE", "log loss"]:
+    """The mean of `loss`; less is better."""
+    return "MAE" if task == "regression" else "log loss"
+
+
+def loss(task: Task, answer: Answer, label: LabelValue) -> float:
+    """Absolute error, or minus the log of the probability that was given to what came true.
+
+    Finite and not negative if the answer is admitted by its bounds.
+    Raises TypeError if the answer is not of the task's form.
+    """
+    if task == "multiclass":
+        return _surprise(_by_class(answer).get(str(label), 0.0))
+    number = _number(answer)
+    if task == "regression":
+        return abs(number - float(label))
+    return _surprise(number if label else 1.0 - number)
+
+
+def _surprise(probability: float) -> float:
+    return -math.log(min(max(probability, LEAST_PROBABILITY), 1.0))
+
+
+def _by_class(answer: Answer) -> dict[str, float]:
+    if isinstance(answer, dict):
+        return answer
+    raise TypeError(f"a multiclass answer gives each class its probability; {answer!r} does not")
+
+
+def _number(answer: Answer) -> float:
+    if isinstance(answer, dict):
+        raise TypeError(f"the answer to a regression or a binary question is one number, not {answer!r}")
+    return answer
+
+
+def predict(task: Task, estimator: Any, features: Features) -> Answer:
+    """The estimator's answer; nan, or no classes, if it has learned too little to have one.
+
+    The answer is the estimator's own: it may lie outside the bounds. Raises what the estimator raises.
+    """
+    if task == "regression":
+        number = estimator.predict_one(features)
+        return math.nan if number is None else float(number)
+    probabilities = estimator.predict_proba_one(features)
+    if task == "multiclass":
+        return {str(name): float(probability) for name, probability in probabilities.items()}
+    return float(probabilities.get(True, 0.0)) if probabilities else math.nan
+
+
+def learn(task: Task, estimator: Any, features: Features, label: LabelValue) -> None:
+    """Changes the estimator in place. Raises what the estimator raises, which may leave it half changed."""
+    estimator.learn_one(features, _target(task, label))
+
+
+def learn_many(task: Task, estimator: Any, rows: Sequence[Features], labels: Sequence[LabelValue]) -> None:
+    """As `learn`, of a mini-batch in one call. Needs the extra `riverkeeper[minibatch]`."""
+    import polars  # an extra: only pipelines that declare mini-batches need a data frame
+
+    frame = polars.DataFrame(rows, infer_schema_length=None)
+    estimator.learn_many(frame, polars.Series("label", [_target(task, label) for label in labels]))
+
+
+def _target(task: Task, label: LabelValue) -> float | bool | str:
+    if task == "regression":
+        return float(label)
+    return bool(label) if task == "binary" else str(label)

@@ -1,0 +1,59 @@
+"""The routing table: the pure fold of the verdicts, as every agent holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from ..topics.messages import Span, State, Verdict
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where one model stands. `offset` is that of the verdict that put it there (-1: declared)."""
+
+    model: str
+    state: State
+    line: int = 0
+    restore: int = 0
+    skip: tuple[Span, ...] = ()
+    offset: int = -1
+    incident: str = ""
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Every declared model's route, and how far the verdicts have been read.
+
+    `offset` is the offset of the last verdict read, obeyed or not (-1: none).
+    """
+
+    routes: Mapping[str, Route]
+    offset: int = -1
+    ignored: int = field(default=0, compare=False)
+
+    @classmethod
+    def declared(cls, models: Iterable[str], live: Iterable[str]) -> Routing:
+        """The table before any verdict: models with traffic are live, the others shadows."""
+        serving = set(live)
+        return cls({m: Route(m, State.LIVE if m in serving else State.SHADOW) for m in models})
+
+    def obey(self, offset: int, verdict: Verdict) -> Routing:
+        """The table after one more verdict.
+
+        A verdict on an undeclared model, or one that follows another verdict than the one in
+        force, changes nothing: whoever wrote it had not read what was already decided.
+        """
+        route = self.routes.get(verdict.model)
+        if route is None or verdict.follows != route.offset:
+            return replace(self, offset=offset, ignored=self.ignored + 1)
+        obeyed = Route(
+            verdict.model,
+            verdict.state,
+            verdict.line,
+            verdict.restore,
+            verdict.skip,
+            offset,
+            verdict.incident,
+        )
+        return replace(self, routes={**self.routes, verdict.model: obeyed}, offset=offset)

@@ -1,0 +1,20 @@
+"""Keeps online models alive in production. What a pipeline's author needs is here."""
+
+from .models.features import PipelineError, feature, fold
+from .models.pipeline import Bounds, Dedupe, EventFields, Label, Model, Pipeline, Publish, Quality
+from .topics.messages import Fact
+
+__all__ = [
+    "Bounds",
+    "Dedupe",
+    "EventFields",
+    "Fact",
+    "Label",
+    "Model",
+    "Pipeline",
+    "PipelineError",
+    "Publish",
+    "Quality",
+    "feature",
+    "fold",
+]

@@ -1,0 +1,609 @@
+"""The command line. Commands import what they need when they run, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import getpass
+import json
+import logging
+import os
+import re
+import signal
+import sys
+from collections.abc import Awaitable, Callable, Collection, Iterator
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args, get_origin
+
+import click
+
+from .settings import PREFIX, SECRETS, Settings
+
+if TYPE_CHECKING:
+    from .demos.play import Outcome, Piece, Show
+    from .models.pipeline import Pipeline
+    from .topics.messages import State
+
+T = TypeVar("T")
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+SEEDED = ("run", "demo")  # they learn; a version is rebuilt byte for byte only where sets iterate alike
+ORDERLY_SECONDS = 4.0  # for a stop in order; then the work is cancelled
+CUT_SECONDS = 0.8  # for cancelled work to let go; with the above within the 5 s that are promised
+REPLICATION = ("replication", "min_insync")
+CONNECTION = (
+    "broker",
+    "security_protocol",
+    "sasl_mechanism",
+    "sasl_username",
+    "sasl_kerberos_service_name",
+    "sasl_kerberos_domain_name",
+    "sasl_token_file",
+    "ssl_cafile",
+    "ssl_certfile",
+    "ssl_keyfile",
+    "ssl_check_hostname",
+    "client_id",
+)
+EVERY = tuple(name for name in Settings.model_fields if name not in SECRETS | set(REPLICATION))
+
+
+class Commands(click.Group):
+    """Ends a command whose failure is foreseen with one sentence; other exceptions keep their traceback."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        # Not when a test calls with words of its own: this replaces the process.
+        if not args and options.get("args") is None and sys.argv[1:2] in [[name] for name in SEEDED]:
+            _fix_hash_seed()
+        return super().main(*args, **options)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        # Only here, for it loads the Kafka client: `--help` does not come this far.
+        from .remedies import LastWords, sentence
+
+        heard = LastWords()
+        logging.getLogger("aiokafka").addHandler(heard)
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            told = sentence(error, heard.text)
+            if told is None:
+                raise
+            raise click.ClickException(told) from None
+        finally:
+            logging.getLogger("aiokafka").removeHandler(heard)
+
+
+def _fix_hash_seed() -> None:
+    """Starts this program once more with PYTHONHASHSEED=0, unless the variable is set."""
+    if "PYTHONHASHSEED" not in os.environ:
+        words = [sys.executable, *sys.orig_argv[1:]]
+        os.execve(sys.executable, words, {**os.environ, "PYTHONHASHSEED": "0"})
+
+
+# Settings as options.
+
+
+def settings_options(*names: str, shown: Collection[str] = ("broker",)) -> Callable[[Command], Command]:
+    """An option for each of these fields of `Settings`; left out, the environment and the default count.
+
+    Those in `shown` stand in the command's help, the others in that of `run`.
+    """
+
+    def decorate(command: Command) -> Command:
+        for name in reversed(names):
+            command = _option(name, hidden=name not in shown)(command)
+        return command
+
+    return decorate
+
+
+def _option(name: str, *, hidden: bool) -> Callable[[Command], Command]:
+    field = Settings.model_fields[name]
+    meaning = re.split(r"(?<=\.) ", " ".join(str(field.description).split()))[0].rstrip(".")
+    flag = f"--{name.replace('_', '-')}"
+    return click.option(
+        f"{flag}/--no-{name.replace('_', '-')}" if field.annotation is bool else flag,
+        name,
+        type=_type(field.annotation),
+        metavar="HOST:PORT" if name == "broker" else None,
+        default=None,
+        hidden=hidden,
+        help=f"{meaning}. [{PREFIX}{name.upper()}]",
+    )
+
+
+def _type(annotation: Any) -> click.ParamType | type | None:
+    if get_origin(annotation) is Literal:
+        return click.Choice(get_args(annotation))
+    return annotation if annotation in (int, float, bool) else str
+
+
+def _settings(flags: dict[str, Any], **fixed: Any) -> Settings:
+    given = {name: value for name, value in flags.items() if value is not None}
+    return Settings(**{**given, **fixed})
+
+
+# Work that Ctrl-C ends.
+
+
+def _until_stopped(work: Callable[[asyncio.Event], Awaitable[T]]) -> T:
+    """Runs to the end. Ctrl-C or SIGTERM asks to stop in order, within 5 s; a second one ends at once."""
+
+    async def watched() -> T:
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        task = asyncio.ensure_future(work(stop))
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(signum, _ask, stop, task, signum)
+        try:
+            return await task
+        except asyncio.CancelledError:
+            raise click.ClickException(
+                f"did not stop in order within {ORDERLY_SECONDS:.0f} s and was cut off; "
+                "what was acknowledged is kept, the next start goes on from the last checkpoint"
+            ) from None
+
+    return asyncio.run(watched())
+
+
+def _ask(stop: asyncio.Event, task: asyncio.Future[Any], signum: int) -> None:
+    if stop.is_set():
+        os._exit(128 + signum)
+    stop.set()
+    loop = asyncio.get_running_loop()
+    loop.call_later(ORDERLY_SECONDS, task.cancel)
+    loop.call_later(ORDERLY_SECONDS + CUT_SECONDS, _cut)
+
+
+def _cut() -> NoReturn:
+    click.echo(f"Error: did not stop within {ORDERLY_SECONDS + CUT_SECONDS:.1f} s; ended", err=True)
+    os._exit(1)
+
+
+def _quietly(work: Callable[[], Awaitable[T]]) -> T:
+    """A short command: what goes wrong is told once, by its error."""
+    _log("ERROR", json=False)
+    logging.getLogger("aiokafka").propagate = False
+    return _until_stopped(lambda stop: _or_stop(work(), stop))
+
+
+async def _or_stop(work: Awaitable[T], stop: asyncio.Event) -> T:
+    task, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    if not task.done():
+        task.cancel()
+        raise click.Abort
+    return task.result()
+
+
+def _log(level: str, json: bool) -> None:
+    from .topics.telemetry import configure_logging
+
+    configure_logging(level, json)
+
+
+def _load(ref: str) -> Pipeline:
+    from .models.pipeline import load
+
+    return load(ref)
+
+
+# Commands.
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="riverkeeper")
+def main() -> None:
+    """Keeps online models alive in production: facts, predictions, versions and verdicts as Kafka topics.
+
+    \b
+    See it work, with a broker of its own (about half a minute):
+      riverkeeper demo flights
+    \b
+    Your own pipeline, `flights` in my_module.py, against your Kafka:
+      riverkeeper topics my_module:flights --broker kafka:9092
+      riverkeeper run my_module:flights --broker kafka:9092
+      riverkeeper status my_module:flights --broker kafka:9092
+    \b
+    The same without a Kafka, in memory; the first prints the address that the second takes:
+      riverkeeper broker my_module:flights
+      riverkeeper run my_module:flights --broker 127.0.0.1:PORT
+
+    Options of `riverkeeper run` that concern the broker, such as --security-protocol, go with every command.
+    Each is also an environment variable, as RIVERKEEPER_BROKER for --broker; passwords and the signing key are
+    variables only: RIVERKEEPER_SASL_PASSWORD, RIVERKEEPER_SSL_PASSWORD, RIVERKEEPER_SIGNING_KEY.
+    """
+
+
+@main.command()
+@click.argument("pipeline_ref", metavar="MODULE:PIPELINE")
+@click.option(
+    "--agents",
+    "agents",
+    default=None,
+    metavar="NAMES",
+    help="Of ingest, score, join, learn and supervisor, those to run, with commas between. Default: all.",
+)
+@settings_options(*EVERY, shown=EVERY)
+def run(pipeline_ref: str, agents: str | None, **flags: Any) -> None:
+    """Run a pipeline's agents until Ctrl-C or SIGTERM.
+
+    Any number of processes may run the same agents: they share the partitions, and the loss of one is made
+    good by the others. Model versions are signed: RIVERKEEPER_SIGNING_KEY must be the same everywhere.
+
+    \b
+    All in one process:
+      export RIVERKEEPER_SIGNING_KEY=$(python3 -c 'import secrets; print(secrets.token_hex(32))')
+      riverkeeper run my_module:flights --broker kafka:9092
+    \b
+    Each its own deployment:
+      riverkeeper run my_module:flights --agents ingest
+      riverkeeper run my_module:flights --agents score --port 0
+      riverkeeper run my_module:flights --agents join,learn,supervisor
+    """
+    settings = _settings(flags)
+    _log(settings.log_level, settings.json_logs())
+    pipeline = _load(pipeline_ref)
+    from .process import NAMES, Process
+
+    names = _agents(agents, NAMES)
+    process = Process(pipeline, names, settings)
+    _until_stopped(process.run)
+
+
+def _agents(given: str | None, known: tuple[str, ...]) -> list[str]:
+    if given is None:
+        return list(known)
+    names = [name.strip() for name in given.split(",") if name.strip()]
+    unknown = [name for name in names if name not in known]
+    if unknown or not names:
+        raise click.BadParameter(
+            f"{', '.join(unknown) or 'nothing'} named; choose from {', '.join(known)}", param_hint="--agents"
+        )
+    return list(dict.fromkeys(names))
+
+
+@main.command()
+@click.argument("pipeline_ref", metavar="MODULE:PIPELINE")
+@settings_options(*CONNECTION, *REPLICATION, shown=("broker", *REPLICATION))
+def topics(pipeline_ref: str, **flags: Any) -> None:
+    """Create a pipeline's topics, or say what differs from what is declared.
+
+    What is missing is created with the declared partitions, cleanup and retention. What is there is compared
+    and never changed; if anything differs, the exit status is 1.
+
+    \b
+    On a cluster of three brokers or more:
+      riverkeeper topics my_module:flights --broker kafka:9092
+    \b
+    On a single broker:
+      riverkeeper topics my_module:flights --replication 1 --min-insync 1
+    """
+    settings = _settings(flags)
+    pipeline = _load(pipeline_ref)
+    lines, differs = _quietly(lambda: _create_topics(pipeline, settings))
+    for line in lines:
+        click.echo(line)
+    if differs:
+        click.echo(
+            "Nothing that differs was changed. Declare what is there, change it with Kafka's own tools, or, for "
+            "partitions, stop the agents in order and make the topic anew.",
+            err=True,
+        )
+        raise click.exceptions.Exit(1)
+
+
+async def _create_topics(pipeline: Pipeline, settings: Settings) -> tuple[list[str], bool]:
+    from .process import topics_of
+    from .topics.catalog import Catalog, Replication
+
+    specs = topics_of(pipeline)
+    async with Catalog(
+        settings.connection(), Replication(settings.replication, settings.min_insync)
+    ) as catalog:
+        if await catalog.embedded():
+            missing = await catalog.missing(specs)
+            if missing:
+                raise click.ClickException(
+                    f"topic {missing[0].name} is missing, and the embedded broker at {settings.broker} creates none "
+                    "on request; start one that has them with `riverkeeper broker MODULE:PIPELINE`"
+                )
+        created = (
+            {spec.name for spec in await catalog.create(specs)}
+            if not await catalog.embedded()
+            else set[str]()
+        )
+        found = await catalog.differences(specs)
+    lines = [
+        line
+        for spec in specs
+        for line in [str(d) for d in found if d.topic == spec.name]
+        or [f"{spec.name}: {'created' if spec.name in created else 'ok'}"]
+    ]
+    return lines, bool(found)
+
+
+@main.command()
+@click.argument("pipeline_ref", metavar="[MODULE:PIPELINE]", required=False)
+def broker(pipeline_ref: str | None) -> None:
+    """Run the embedded broker until Ctrl-C, and print its address.
+
+    It speaks Kafka's protocol on 127.0.0.1, keeps everything in memory (5 MB a partition, the newest), knows
+    no transactions, and forgets all when it ends: for a first try and for tests. With a pipeline it has the
+    pipeline's topics.
+
+    \b
+    In one terminal, then in another:
+      riverkeeper broker my_module:flights
+      riverkeeper run my_module:flights --broker 127.0.0.1:PORT
+    """
+    from .process import topics_of
+    from .topics.catalog import create_embedded
+    from .topics.embedded import EmbeddedBroker
+
+    specs = topics_of(_load(pipeline_ref)) if pipeline_ref else []
+    with EmbeddedBroker() as embedded:
+        create_embedded(embedded, specs)
+        click.echo(embedded.address)
+        click.echo("The embedded broker runs until Ctrl-C, and forgets everything then.", err=True)
+        _until_stopped(lambda stop: stop.wait())
+
+
+@main.command()
+@click.argument("pipeline_ref", metavar="MODULE:PIPELINE")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of tables.")
+@settings_options(*CONNECTION)
+def status(pipeline_ref: str, as_json: bool, **flags: Any) -> None:
+    """Show how far the agents are, and how each model does.
+
+    Read from the topics; nothing is written, and no agent has to run. Lag is in records; a model's errors are
+    those of its newest version, over the examples it learned since the one before.
+
+    \b
+      riverkeeper status my_module:flights --broker kafka:9092
+      riverkeeper status my_module:flights --json | jq '.models[] | select(.state != "live")'
+    """
+    import msgspec
+
+    from .status import read_status, text
+
+    settings = _settings(flags)
+    pipeline = _load(pipeline_ref)
+    found = _quietly(lambda: read_status(settings.connection(), pipeline))
+    click.echo(msgspec.json.encode(found).decode() if as_json else text(found))
+
+
+_MODEL = click.argument("model_ref", metavar="PIPELINE/MODEL")
+_REASON = click.option("--reason", required=True, help="Why; stands in the verdict for all to read.")
+
+
+@main.command()
+@_MODEL
+@_REASON
+@settings_options(*CONNECTION)
+def quarantine(model_ref: str, reason: str, **flags: Any) -> None:
+    """Take a model out: within a second no replica asks it, and the fallback answers in its place.
+
+    The model stays out until it is admitted by hand. Only the pipeline's name is needed, not its module.
+
+    \b
+      riverkeeper quarantine flights/eager --reason "answers look odd since noon" --broker kafka:9092
+      riverkeeper quarantine my_module:flights/eager --reason "retrained upstream"
+    """
+    from .topics.messages import State
+
+    _decide(model_ref, State.QUARANTINED, reason, _settings(flags))
+
+
+@main.command()
+@_MODEL
+@_REASON
+@click.option("--now", "at_once", is_flag=True, help="Give it its traffic back at once, without probation.")
+@settings_options(*CONNECTION)
+def admit(model_ref: str, reason: str, at_once: bool, **flags: Any) -> None:
+    """Lead a model back: it answers in shadow until it has proved itself, then gets its traffic.
+
+    \b
+      riverkeeper admit flights/eager --reason "upstream is fixed"
+      riverkeeper admit flights/eager --reason "false alarm" --now
+    """
+    from .topics.messages import State
+
+    _decide(model_ref, State.LIVE if at_once else State.PROBATION, reason, _settings(flags))
+
+
+def _decide(model_ref: str, state: State, reason: str, settings: Settings) -> None:
+    from .operate import decide
+
+    verdict = _quietly(lambda: decide(settings.connection(), model_ref, state, reason, by=_operator()))
+    click.echo(f"{verdict.model}: {verdict.state.value} by {verdict.by}: {verdict.reason}")
+
+
+def _operator() -> str:
+    try:
+        return f"operator {getpass.getuser()}"
+    except (KeyError, OSError):  # in a container, a user id may have no name
+        return f"operator {os.getuid()}"
+
+
+# The demo.
+
+
+@main.group()
+def demo() -> None:
+    """Play a built-in pipeline over real data.
+
+    \b
+      riverkeeper demo flights
+    """
+
+
+class Months(click.ParamType):
+    name = "months"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, ...]:
+        if isinstance(value, tuple):
+            return value
+        found: set[int] = set()
+        for part in str(value).split(","):
+            ends = re.fullmatch(r"\s*(\d{1,2})(?:-(\d{1,2}))?\s*", part)
+            if ends is None:
+                self.fail(f"{part!r} is no month; write 1, 1,2 or 1-12", param, ctx)
+            first, last = int(ends[1]), int(ends[2] or ends[1])
+            if not 1 <= first <= last <= 12:
+                self.fail(f"{part!r} does not lie in 1-12", param, ctx)
+            found.update(range(first, last + 1))
+        return tuple(sorted(found))
+
+
+class Speed(click.ParamType):
+    name = "speed"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            speed = float(str(value).removesuffix("x"))
+        except ValueError:
+            speed = 0.0
+        if not 0 < speed < float("inf"):
+            self.fail(f"{value!r} is no multiple of event time; write 3600x for an hour a second", param, ctx)
+        return speed
+
+
+@demo.command()
+@click.option(
+    "--rows", type=click.IntRange(min=1), help="Flights to play, at most. Default: all of the months."
+)
+@click.option("--months", type=Months(), default="1", show_default=True, help="Months of 2013: 1,2 or 1-12.")
+@click.option(
+    "--speed", type=Speed(), metavar="3600x", help="Multiple of event time. Default: as fast as it goes."
+)
+@click.option(
+    "--fault",
+    type=click.Choice(["units", "storm"]),
+    help="units: for a stretch one carrier sends minutes as seconds. storm: events come three times, with junk.",
+)
+@click.option("--json", "as_json", is_flag=True, help="The summary as one JSON object on standard output.")
+@click.option(
+    "--log-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="All logs there; else errors only, here.",
+)
+@settings_options(*CONNECTION)
+@click.option(
+    "--port", type=click.IntRange(0, 65535), help="Serve /metrics, /livez and /readyz there while it runs."
+)
+def flights(
+    rows: int | None,
+    months: tuple[int, ...],
+    speed: float | None,
+    fault: Literal["units", "storm"] | None,
+    as_json: bool,
+    log_file: Path | None,
+    port: int | None,
+    **flags: Any,
+) -> None:
+    """How late will a flight arrive, asked when it leaves: New York, January 2013, 27 000 flights.
+
+    A producer writes departures and arrivals in the order in which they happened, four models answer side by
+    side, learn, and are watched. Without --broker all of it runs on a broker of its own, in memory. With
+    --broker it can be killed and started again with the same options, and goes on where it was.
+
+    \b
+      riverkeeper demo flights
+      riverkeeper demo flights --fault units
+      riverkeeper demo flights --rows 3000 --json | jq .error
+      riverkeeper demo flights --speed 3600x
+      riverkeeper demo flights --broker 127.0.0.1:9092
+      riverkeeper demo flights --months 1-12        (pip install 'riverkeeper[flights]')
+    """
+    where = flags["broker"] or "a broker in memory, which knows no transactions"
+    click.echo(f"Flights out of New York, 2013, on {where}", err=True)
+    from .demos.flights_data import rows as read_rows
+    from .demos.play import Piece
+
+    piece = Piece(list(read_rows(months, rows)), fault, speed)
+    outcome = _perform(piece, port, log_file, flags)
+    if as_json:
+        click.echo(json.dumps(_plain(outcome)))
+    else:
+        _tell(outcome, flags["broker"], fault)
+    if outcome.ending != "stopped" and outcome.wrong:
+        raise click.ClickException("the counts do not add up: " + "; ".join(outcome.wrong))
+
+
+def _plain(outcome: Outcome) -> Any:
+    import msgspec
+
+    return msgspec.to_builtins(outcome.summary)
+
+
+def _perform(piece: Piece, port: int | None, log_file: Path | None, flags: dict[str, Any]) -> Outcome:
+    from .demos import play
+
+    async def on(address: str, show: Show, stop: asyncio.Event, **fixed: Any) -> Outcome:
+        settings = play.demo_settings(_settings({**flags, "port": port}, broker=address, **fixed))
+        key = None
+        if flags["broker"] is not None:
+            await play.create_topics(settings.connection())
+            key = play.demo_key(settings)
+        return await play.Play(piece, settings, show, key=key, pages=port is not None).run(stop)
+
+    async def work(stop: asyncio.Event) -> Outcome:
+        with _screen(log_file) as show:
+            if flags["broker"] is not None:
+                return await on(flags["broker"], show, stop)
+            async with play.embedded() as address:
+                return await on(address, show, stop, security_protocol="PLAINTEXT")
+
+    return _until_stopped(work)
+
+
+@contextlib.contextmanager
+def _screen(log_file: Path | None) -> Iterator[Show]:
+    """Where progress goes: a live table on a terminal, else lines; logs go above it, or to the file."""
+    from rich.console import Console
+
+    from .demos.screen import Lines, LiveTable
+
+    console = Console(stderr=True)
+    with contextlib.ExitStack() as stack:
+        if console.is_terminal:
+            show = stack.enter_context(LiveTable(console)).show
+        else:
+            show = Lines(lambda line: click.echo(line, err=True)).show
+        if log_file is None:
+            _log("ERROR", json=False)
+            logging.getLogger("aiokafka").propagate = False  # what it tries again is no news
+        else:
+            file: IO[str] = stack.enter_context(log_file.open("a"))
+            with contextlib.redirect_stderr(file):
+                _log("INFO", json=False)
+        yield show
+
+
+def _tell(outcome: Outcome, broker: str | None, fault: str | None) -> None:
+    from .demos.screen import summary_text
+
+    click.echo(summary_text(outcome, _next(broker, fault), color=sys.stdout.isatty()))
+
+
+def _next(broker: str | None, fault: str | None) -> list[tuple[str, str]]:
+    """Commands to try next, and what each shows."""
+    if broker is not None:
+        ref = "riverkeeper.demos.flights:flights"
+        return [
+            (f"riverkeeper status {ref} --broker {broker}", "how all stands"),
+            (f"riverkeeper quarantine flights/learned --reason try --broker {broker}", "a verdict by hand"),
+            (f"kcat -b {broker} -C -t flights.predictions -c 5", "what was served"),
+        ]
+    faults = {"units": "a carrier sends minutes as seconds", "storm": "repeats and junk"}
+    return [
+        *((f"riverkeeper demo flights --fault {f}", shows) for f, shows in faults.items() if f != fault),
+        ("riverkeeper demo flights --broker 127.0.0.1:9092", "on your Kafka; kill it, start it again"),
+        ("riverkeeper run my_module:pipeline --broker 127.0.0.1:9092", "your own; see README.md"),
+    ]

@@ -1,0 +1,89 @@
+"""An operator's verdict on a model, named by its pipeline's name alone or by the module that declares it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from aiokafka import TopicPartition
+from pydantic import ValidationError
+
+from .models.features import PipelineError, did_you_mean
+from .models.pipeline import load
+from .models.routing import Routing
+from .supervisor.app import issue
+from .topics.catalog import Catalog
+from .topics.connection import Connection
+from .topics.log import Record
+from .topics.messages import State, Verdict
+from .topics.store import Inspector
+
+OUT = frozenset({State.QUARANTINED, State.DESTROYED, State.PROBATION})  # where a model can be admitted from
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a verdict needs to know of a pipeline."""
+
+    name: str
+    models: Collection[str]
+    serving: Collection[str] = ()
+    fallback: str = ""
+
+
+async def decide(connection: Connection, model_ref: str, state: State, reason: str, *, by: str) -> Verdict:
+    """Issues the verdict on "pipeline/model" or "module:pipeline/model", and returns it once it is in force.
+
+    Raises PipelineError for a name that is not one and for a model that cannot be admitted, for it is not
+    out; TopicMissing, Overruled, KafkaError.
+    """
+    where, _, model = model_ref.rpartition("/")
+    if not where or not model:
+        raise PipelineError(f"{model_ref!r} does not name a model; write pipeline/model, as in flights/eager")
+    declared = load(where) if ":" in where else None
+    name = declared.name if declared else where
+    versions, verdicts = await _read(connection, name)
+    # Every model publishes a version as soon as the learner starts.
+    models = declared.models if declared else {*_published(versions), *(v.model for _, v in verdicts)}
+    if model not in models:
+        hint = did_you_mean(model, models, f"; its models are {', '.join(sorted(models)) or 'not known yet'}")
+        raise PipelineError(f"{name} has no model {model!r}{hint}")
+    # Which models are live by declaration does not matter: a verdict replaces a route whole.
+    now = _state(model, verdicts)
+    if state is not State.QUARANTINED and now not in OUT:
+        raise PipelineError(f"{name}/{model} is not quarantined: there is nothing to admit")
+    return await issue(connection, Known(name, tuple(models)), model, state, reason, by=by)
+
+
+async def _read(connection: Connection, name: str) -> tuple[list[Record], list[tuple[int, Verdict]]]:
+    """The records of `models`, and the verdicts with their offsets."""
+    async with Catalog(connection) as catalog:
+        partitions = await catalog.partition_count(f"{name}.models")
+        await catalog.partition_count(f"{name}.verdicts")
+    async with Inspector(connection) as inspector:
+        versions = [
+            record
+            for partition in range(partitions)
+            for record in await inspector.read_all(TopicPartition(f"{name}.models", partition))
+        ]
+        verdicts = await inspector.read_all(TopicPartition(f"{name}.verdicts", 0))
+    return versions, [(r.offset, v) for r in verdicts if (v := _verdict(r)) is not None]
+
+
+def _published(records: list[Record]) -> set[str]:
+    keys = [(record.key or b"").decode(errors="replace").split("/") for record in records]
+    return {parts[0] for parts in keys if len(parts) > 1}
+
+
+def _verdict(record: Record) -> Verdict | None:
+    try:
+        return Verdict.model_validate_json(record.value or b"")
+    except ValidationError:
+        return None
+
+
+def _state(model: str, verdicts: list[tuple[int, Verdict]]) -> State:
+    routing = Routing.declared([model], [model])
+    for offset, verdict in verdicts:
+        routing = routing.obey(offset, verdict)
+    return routing.routes[model].state

@@ -1,0 +1,168 @@
+"""One process: some agents of one pipeline, what they share, and the pages that show them."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Mapping, Sequence
+from contextlib import AsyncExitStack
+
+import structlog
+
+from .agents.agent import Agent, Limits, PartitionsDiffer, Runtime
+from .agents.ingest import Ingest
+from .agents.join import Join
+from .agents.learn import Learn
+from .agents.score import Score
+from .models.pipeline import Pipeline
+from .settings import Settings
+from .supervisor.app import Supervisor
+from .supervisor.policies import Limits as JudgementLimits
+from .topics.catalog import Catalog, TopicMissing, TopicSpec, family
+from .topics.telemetry import Observatory, Telemetry
+
+log = structlog.get_logger(__name__)
+
+AGENTS: Mapping[str, type[Agent]] = {a.name: a for a in (Ingest, Score, Join, Learn)}
+SUPERVISOR = "supervisor"
+NAMES = (*AGENTS, SUPERVISOR)
+
+
+def topics_of(pipeline: Pipeline) -> list[TopicSpec]:
+    return family(pipeline.name, partitions=pipeline.partitions, model_partitions=pipeline.model_partitions)
+
+
+def judgement_of(pipeline: Pipeline) -> JudgementLimits:
+    """What the supervisor holds models to, as the pipeline declares it."""
+    return JudgementLimits(
+        margin=pipeline.quality.margin,
+        min_examples=pipeline.quality.min_examples,
+        max_staleness_ms=int(pipeline.max_staleness.total_seconds() * 1000),
+    )
+
+
+class Process:
+    """Runs agents until told to stop. `run` raises what ends them for good."""
+
+    def __init__(
+        self,
+        pipeline: Pipeline,
+        names: Sequence[str],
+        settings: Settings,
+        *,
+        telemetry: Telemetry | None = None,
+        judgement: JudgementLimits | None = None,
+        signing_key: bytes | None = None,
+    ) -> None:
+        self._pipeline = pipeline
+        self._names = list(names)
+        self._settings = settings
+        self._signing_key = signing_key
+        self._judgement = judgement or judgement_of(pipeline)
+        self.telemetry = telemetry or Telemetry()
+        self.agents: list[Agent] = []
+        self.supervisor: Supervisor | None = None
+        self._failed: dict[str, str] = {}
+        self._waiting = "checking topics"
+
+    def unready(self) -> dict[str, str]:
+        """By agent, why it is not at work; "" if it is."""
+        if self._waiting:
+            return dict.fromkeys(self._names, self._waiting)
+        found = {agent.name: agent.unready for agent in self.agents}
+        if SUPERVISOR in self._names:
+            ready = self.supervisor is not None and self.supervisor.ready
+            found[SUPERVISOR] = "" if ready else "reading the log"
+        return found
+
+    async def run(self, stop: asyncio.Event, *, pages: bool = True) -> None:
+        """Works until `stop`, and stops in order."""
+        async with AsyncExitStack() as stack:
+            if pages:
+                observatory = Observatory(
+                    self.telemetry,
+                    self._settings.port,
+                    self._settings.host,
+                    self.unready,
+                    lambda: self._failed,
+                )
+                stack.push_async_callback(observatory.stop)
+                await observatory.start()
+                log.info("pages", address=f"http://{self._settings.host}:{observatory.port}")
+            runtime = await self._runtime()
+            self.agents = [AGENTS[name](runtime) for name in self._names if name in AGENTS]
+            self._waiting = ""
+            async with asyncio.TaskGroup() as group:
+                for agent in self.agents:
+                    group.create_task(self._watched(agent.name, agent.run(stop)))
+                if SUPERVISOR in self._names:
+                    group.create_task(self._watched(SUPERVISOR, self._supervise(runtime, stop)))
+
+    async def _watched(self, name: str, work: Awaitable[None]) -> None:
+        try:
+            await work
+        except Exception as error:
+            self._failed[name] = str(error)
+            raise
+
+    async def _runtime(self) -> Runtime:
+        settings = self._settings
+        connection = settings.connection()
+        async with Catalog(connection) as catalog:
+            embedded = await catalog.embedded()
+            await check_topics(catalog, topics_of(self._pipeline))
+        if embedded:
+            log.warning("embedded broker: no transactions; nothing outlives its process")
+        return Runtime(
+            connection=connection,
+            pipeline=self._pipeline,
+            telemetry=self.telemetry,
+            replica=settings.replica,
+            transactions=not embedded,
+            limits=Limits(
+                max_batch=settings.max_batch,
+                checkpoint_seconds=settings.checkpoint_seconds,
+                checkpoint_records=settings.checkpoint_records,
+                vitals_seconds=settings.vitals_seconds,
+                session_timeout_ms=int(settings.session_timeout * 1000),
+                lease_seconds=settings.lease_ms / 1000,
+            ),
+            signing_key=self._signing_key or self._key(embedded),
+        )
+
+    def _key(self, embedded: bool) -> bytes:
+        if embedded and self._settings.signing_key is None:
+            # Its log is memory on loopback and ends with its process: any common key will do.
+            log.warning(
+                "no RIVERKEEPER_SIGNING_KEY: versions are signed with this embedded broker's common key"
+            )
+            return hashlib.sha256(f"embedded {self._settings.broker}".encode()).digest()
+        return self._settings.required_signing_key()
+
+    async def _supervise(self, runtime: Runtime, stop: asyncio.Event) -> None:
+        supervisor = Supervisor(self._pipeline, runtime.connection, self._judgement)
+        self.supervisor = supervisor
+        await supervisor.start()
+        waiting = asyncio.create_task(stop.wait())
+        try:
+            while not stop.is_set():
+                await asyncio.wait([waiting], timeout=0.5)
+                if supervisor.crash_reason is not None:
+                    raise supervisor.crash_reason
+        finally:
+            waiting.cancel()
+            await supervisor.stop()
+
+
+async def check_topics(catalog: Catalog, specs: Sequence[TopicSpec]) -> None:
+    """Raises TopicMissing, or PartitionsDiffer for a topic whose count is not the declared one."""
+    missing = await catalog.missing(specs)
+    if missing:
+        raise TopicMissing(missing[0].name)
+    counts = await catalog.partition_counts([spec.name for spec in specs])
+    for spec in specs:
+        if counts[spec.name] != spec.partitions:
+            raise PartitionsDiffer(
+                f"topic {spec.name} has {counts[spec.name]} partitions, {spec.partitions} are declared; "
+                "declare what is there, or drain the agents and make the topic anew"
+            )

@@ -1,0 +1,253 @@
+"""How a pipeline stands, read from its topics by anyone who may read them; nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+
+import msgspec
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
+from pydantic import ValidationError
+
+from .models.pipeline import Pipeline
+from .models.quality import metric_name
+from .models.routing import Routing
+from .process import topics_of
+from .topics.catalog import Catalog, TopicMissing
+from .topics.connection import Connection
+from .topics.log import Record, consumer
+from .topics.messages import Incident, Manifest, State, Verdict
+from .topics.store import Inspector
+
+SHOWING = {"ingest": ("events",), "score": ("facts",), "join": ("predictions", "outcomes")}
+FEW = 50  # records: so little may be transaction markers alone, which are no records; then it is read to know
+FEW_MS = 300  # for that
+
+
+class AgentStatus(msgspec.Struct, frozen=True):
+    """`lag` is in records; None: the agent has not said yet how far it is."""
+
+    agent: str
+    lag: int | None
+
+
+class ModelStatus(msgspec.Struct, frozen=True):
+    """`since` is when the verdict in force was given, None before the first. Errors are those of the newest
+    version's examples, before it learned them."""
+
+    model: str
+    state: str
+    since: datetime | None
+    version: int
+    learned: int
+    error: float | None
+    baseline: float | None
+
+
+class IncidentStatus(msgspec.Struct, frozen=True):
+    id: str
+    model: str
+    policy: str
+    state: str
+    since: datetime | None
+    reason: str
+
+
+class Status(msgspec.Struct, frozen=True):
+    pipeline: str
+    metric: str
+    agents: list[AgentStatus]
+    models: list[ModelStatus]
+    incidents: list[IncidentStatus]  # open ones
+
+
+async def read_status(connection: Connection, pipeline: Pipeline) -> Status:
+    """Raises TopicMissing, KafkaError."""
+    async with Catalog(connection) as catalog:
+        missing = await catalog.missing(topics_of(pipeline))
+    if missing:
+        raise TopicMissing(missing[0].name)
+    async with Inspector(connection) as inspector:
+        verdicts = await inspector.read_all(TopicPartition(pipeline.topic("verdicts"), 0))
+        incidents = await inspector.read_all(TopicPartition(pipeline.topic("incidents"), 0))
+        versions = [
+            record
+            for p in range(pipeline.model_partitions)
+            for record in await inspector.read_all(TopicPartition(pipeline.topic("models"), p))
+        ]
+    newest = newest_manifests(versions)
+    models = models_status(pipeline, verdicts, newest)
+    learning = [newest[m.model] for m in models if m.model in newest and m.state != State.DESTROYED]
+    return Status(
+        pipeline=pipeline.name,
+        metric=metric_name(pipeline.task),
+        agents=await _agents(connection, pipeline, learning),
+        models=models,
+        incidents=open_incidents(incidents),
+    )
+
+
+def newest_manifests(records: Sequence[Record]) -> dict[str, Manifest]:
+    """By model. Chunks have longer keys, and are passed over."""
+    newest: dict[str, Manifest] = {}
+    for record in records:
+        if record.value is None or (record.key or b"").count(b"/") != 1:
+            continue
+        try:
+            manifest = Manifest.model_validate_json(record.value)
+        except ValidationError:
+            continue
+        known = newest.get(manifest.model)
+        if known is None or manifest.version >= known.version:
+            newest[manifest.model] = manifest
+    return newest
+
+
+def models_status(
+    pipeline: Pipeline, verdicts: Sequence[Record], newest: Mapping[str, Manifest]
+) -> list[ModelStatus]:
+    routing, given = Routing.declared(pipeline.models, pipeline.serving), dict[int, int]()
+    for record in verdicts:
+        try:
+            verdict = Verdict.model_validate_json(record.value or b"")
+        except ValidationError:
+            continue
+        routing = routing.obey(record.offset, verdict)
+        given[record.offset] = verdict.at_ms
+    found = []
+    for name, route in routing.routes.items():
+        manifest = newest.get(name)
+        found.append(
+            ModelStatus(
+                model=name,
+                state=route.state.value,
+                since=_time(given.get(route.offset)),
+                version=manifest.version if manifest else 0,
+                learned=manifest.learned if manifest else 0,
+                error=manifest.error if manifest else None,
+                baseline=manifest.baseline_error if manifest else None,
+            )
+        )
+    return found
+
+
+def open_incidents(records: Sequence[Record]) -> list[IncidentStatus]:
+    newest: dict[str, Incident] = {}
+    for record in records:
+        try:
+            incident = Incident.model_validate_json(record.value or b"")
+        except ValidationError:
+            continue
+        newest[incident.id] = incident
+    return [_open(incident) for incident in newest.values() if not incident.resolved]
+
+
+def _open(incident: Incident) -> IncidentStatus:
+    last = incident.timeline[-1] if incident.timeline else None
+    return IncidentStatus(
+        id=incident.id,
+        model=incident.model,
+        policy=incident.policy,
+        state=last.state if last else "",
+        since=_time(last.at_ms) if last else None,
+        reason=last.reason if last else "",
+    )
+
+
+def _time(ms: int | None) -> datetime | None:
+    return None if ms is None else datetime.fromtimestamp(ms / 1000, UTC)
+
+
+# Lag.
+
+
+async def _agents(
+    connection: Connection, pipeline: Pipeline, learning: Sequence[Manifest]
+) -> list[AgentStatus]:
+    async with AsyncExitStack() as stack:
+        admin = AIOKafkaAdminClient(**connection.client_options())
+        reader = consumer(connection)
+        stack.push_async_callback(admin.close)
+        stack.push_async_callback(reader.stop)
+        await admin.start()
+        await reader.start()
+        found = []
+        for agent, suffixes in SHOWING.items():
+            tps = [TopicPartition(pipeline.topic(s), p) for s in suffixes for p in range(pipeline.partitions)]
+            group = await admin.list_consumer_group_offsets(pipeline.agent_group(agent), partitions=tps)
+            positions = {tp: at.offset for tp, at in group.items() if at.offset >= 0}
+            found.append(AgentStatus(agent, await _lag(reader, positions) if positions else None))
+        learned = _learned(pipeline, learning)
+        return [*found, AgentStatus("learn", await _lag(reader, learned) if learned else None)]
+
+
+def _learned(pipeline: Pipeline, newest: Sequence[Manifest]) -> dict[TopicPartition, int]:
+    """How far the published versions go: the learner's group is over `models`, not over what it learns."""
+    topic = pipeline.topic("examples")
+    return {
+        TopicPartition(topic, p): min(manifest.offsets.get(p, 0) for manifest in newest)
+        for p in range(pipeline.partitions)
+        if newest
+    }
+
+
+async def _lag(reader: AIOKafkaConsumer, positions: Mapping[TopicPartition, int]) -> int:
+    begins = await reader.beginning_offsets(list(positions))
+    ends = await reader.end_offsets(list(positions))
+    total = 0
+    for tp, position in positions.items():
+        start = max(position, begins[tp])
+        left = max(0, ends[tp] - start)
+        total += await _count(reader, tp, start, ends[tp]) if 0 < left <= FEW else left
+    return total
+
+
+async def _count(reader: AIOKafkaConsumer, tp: TopicPartition, start: int, end: int) -> int:
+    """Records in [start, end), without the markers of transactions."""
+    reader.assign([tp])
+    reader.seek(tp, start)
+    records = 0
+    while await reader.position(tp) < end:
+        got = await reader.getmany(tp, timeout_ms=FEW_MS)
+        records += sum(record.offset < end for record in got.get(tp, ()))
+        if not got:
+            break
+    return records
+
+
+# Shown.
+
+
+def text(status: Status) -> str:
+    """For people; times are in UTC."""
+    parts = [
+        table(["agent", "lag"], [[a.agent, "-" if a.lag is None else str(a.lag)] for a in status.agents]),
+        table(
+            ["model", "state", "since", "version", "learned", status.metric, "baseline"],
+            [_row(model) for model in status.models],
+        ),
+    ]
+    if status.incidents:
+        rows = [[i.model, i.policy, i.state, _when(i.since), i.reason] for i in status.incidents]
+        parts.append(table(["open incident", "policy", "state", "since", "reason"], rows))
+    else:
+        parts.append("no open incident")
+    return "\n\n".join([f"pipeline {status.pipeline}", *parts])
+
+
+def _row(model: ModelStatus) -> list[str]:
+    version = f"v{model.version}" if model.version else "-"
+    errors = ["-" if e is None else f"{e:.4g}" for e in (model.error, model.baseline)]
+    return [model.model, model.state, _when(model.since), version, str(model.learned), *errors]
+
+
+def _when(at: datetime | None) -> str:
+    return "declared" if at is None else f"{at:%Y-%m-%d %H:%M:%S}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in (head, *rows)]
+    return "\n".join("  ".join(line).rstrip() for line in lines)

@@ -1,0 +1,40 @@
+"""Brokers for the tests, each started by the first test that asks for it. Without Java, Kafka tests fail."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from riverkeeper.topics.embedded import EmbeddedBroker
+from tests.brokers.broker import Broker
+from tests.brokers.kafka import KafkaCluster
+
+
+@pytest.fixture(scope="session")
+def embedded() -> Iterator[EmbeddedBroker]:
+    """Shared by all tests: one that takes it down or moves leaders starts its own."""
+    with EmbeddedBroker() as broker:
+        yield broker
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[KafkaCluster]:
+    """Apache Kafka with one node. Shared: one that kills the node starts its own."""
+    with KafkaCluster() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def kafka3() -> Iterator[KafkaCluster]:
+    """Apache Kafka with three nodes. A test that takes nodes down brings them up again."""
+    with KafkaCluster(nodes=3) as cluster:
+        yield cluster
+
+
+@pytest.fixture(params=["embedded", "kafka"])
+def broker(request: pytest.FixtureRequest) -> Broker:
+    """Each kind of broker in turn, for promises that hold on both."""
+    if request.param == "kafka":
+        cluster: KafkaCluster = request.getfixturevalue("kafka")
+        return Broker(cluster.address, transactions=True)
+    embedded: EmbeddedBroker = request.getfixturevalue("embedded")
+    return Broker(embedded.address, transactions=False, embedded=embedded)

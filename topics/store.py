@@ -1,0 +1,215 @@
+"""What an agent remembers of one source partition, and how it is taken over.
+
+Partition p of `<agent>.store` holds all that the agent knows of partition p of its inputs: its own
+entries, and one head that says where they stand. They change together, in one transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+import msgspec
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from .connection import Connection
+from .log import Record, SourceGap, consumer
+from .messages import Origin
+
+HEAD_KEY = b"head"
+ORIGIN = "origin"  # the header that names a record's cause
+ORIGIN_ROOM = ((ORIGIN, b"0" * 280),)  # as large as one gets: a topic's 249 characters and three numbers
+READ_TIMEOUT_MS = 1_000  # one poll of a takeover's read; an unreachable broker fails the client before
+
+
+class LastRecord(msgspec.Struct, frozen=True):
+    """The last record read of an input: its hash tells a topic from one made anew under its name."""
+
+    offset: int
+    hash: str
+
+
+class Head(msgspec.Struct, frozen=True):
+    """Where a partition's state stands. Keys of the mappings are "topic/partition"."""
+
+    revision: str
+    positions: dict[str, int]
+    seen: dict[str, dict[str, tuple[int, int]]]
+    last: dict[str, LastRecord]
+    drained: bool = False
+
+
+class RevisionMismatch(Exception):
+    """A store was written under another revision of the pipeline, by agents that may still write."""
+
+
+def place(tp: TopicPartition) -> str:
+    return f"{tp.topic}/{tp.partition}"
+
+
+def record_hash(record: Record) -> str:
+    digest = blake2b(record.key or b"", digest_size=8)
+    digest.update(b"\0" + (record.value or b""))
+    return digest.hexdigest()
+
+
+@dataclass
+class Progress:
+    """How far the inputs of one partition were read, and which causes were seen.
+
+    An input in `filtered` is written by agents under the origin rule: of each source it admits only
+    what is greater than the greatest `(offset, n)` so far. Others are admitted by offset alone.
+    """
+
+    positions: dict[TopicPartition, int]
+    filtered: frozenset[str] = frozenset()  # topics
+    seen: dict[TopicPartition, dict[bytes, tuple[int, int]]] = field(default_factory=dict)
+    last: dict[TopicPartition, LastRecord] = field(default_factory=dict)
+    repeats: int = 0
+
+    def admit(self, tp: TopicPartition, records: Sequence[Record]) -> Sequence[Record]:
+        """The records of a batch that were not read before; the position moves past all of them."""
+        position = self.positions[tp]
+        fresh = [r for r in records if r.offset >= position] if records[0].offset < position else records
+        if not fresh:
+            return fresh
+        newest = fresh[-1]
+        self.positions[tp] = newest.offset + 1
+        self.last[tp] = LastRecord(newest.offset, record_hash(newest))
+        if tp.topic not in self.filtered:
+            return fresh
+        first_seen = self._unseen(self.seen.setdefault(tp, {}), fresh)
+        self.repeats += len(fresh) - len(first_seen)
+        return first_seen
+
+    def pass_over(self, tp: TopicPartition, reached: int) -> bool:
+        """Moves past transaction markers: retention may take them, and no record would be missing."""
+        moved = reached > self.positions[tp]
+        if moved:
+            self.positions[tp] = reached
+        return moved
+
+    @staticmethod
+    def _unseen(seen: dict[bytes, tuple[int, int]], records: Sequence[Record]) -> list[Record]:
+        unseen = []
+        for record in records:
+            try:
+                source, offset, n = Origin.parse(origin_header(record) or b"")
+            except ValueError:  # written by a foreign program: there is no cause to compare
+                unseen.append(record)
+                continue
+            if (offset, n) > seen.get(source, (-1, -1)):
+                seen[source] = (offset, n)
+                unseen.append(record)
+        return unseen
+
+    def head(self, revision: str, *, drained: bool) -> Head:
+        return Head(
+            revision=revision,
+            positions={place(tp): offset for tp, offset in self.positions.items()},
+            seen={place(tp): {s.decode(): at for s, at in by.items()} for tp, by in self.seen.items()},
+            last={place(tp): last for tp, last in self.last.items()},
+            drained=drained,
+        )
+
+    @classmethod
+    def restore(cls, head: Head, inputs: Iterable[TopicPartition], filtered: frozenset[str]) -> Progress:
+        return cls(
+            positions={tp: head.positions[place(tp)] for tp in inputs},
+            filtered=filtered,
+            seen={tp: {s.encode(): at for s, at in head.seen.get(place(tp), {}).items()} for tp in inputs},
+            last={tp: head.last[place(tp)] for tp in inputs if place(tp) in head.last},
+        )
+
+
+def origin_header(record: Record) -> bytes | None:
+    """The origin header; agents write it first."""
+    for name, value in record.headers:
+        if name == ORIGIN:
+            return value
+    return None
+
+
+class Inspector:
+    """Reads single partitions to their end, and single records; for takeovers, not for the hot path."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._consumer: AIOKafkaConsumer = consumer(connection)
+
+    async def __aenter__(self) -> Inspector:
+        await self._consumer.start()
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self._consumer.stop()
+
+    async def read_all(self, tp: TopicPartition) -> list[Record]:
+        """Every committed record of the partition as of now."""
+        return [record async for records in self._batches(tp) for record in records]
+
+    async def read_table(self, tp: TopicPartition) -> dict[bytes, bytes]:
+        """The table that the committed records of a compacted partition stand for, as of now."""
+        table: dict[bytes, bytes] = {}
+        async for records in self._batches(tp):
+            fold(table, records)
+        return table
+
+    async def _batches(self, tp: TopicPartition) -> AsyncIterator[Sequence[Record]]:
+        begin, end = await self.range(tp)
+        if begin >= end:
+            return
+        self._consumer.assign([tp])
+        self._consumer.seek(tp, begin)
+        while await self._consumer.position(tp) < end:
+            got = await self._consumer.getmany(tp, timeout_ms=READ_TIMEOUT_MS)
+            yield got.get(tp, ())
+
+    async def range(self, tp: TopicPartition) -> tuple[int, int]:
+        """(the log's start, its end as read_committed sees it)."""
+        begin = await self._consumer.beginning_offsets([tp])
+        end = await self._consumer.end_offsets([tp])
+        return begin[tp], end[tp]
+
+    async def check(
+        self, positions: Mapping[TopicPartition, int], last: Mapping[TopicPartition, LastRecord]
+    ) -> None:
+        """Raises SourceGap unless every input still is the log that was read up to here."""
+        for tp, position in positions.items():
+            begin, end = await self.range(tp)
+            if not begin <= position <= end:
+                raise SourceGap({tp: position})
+            if tp in last and last[tp].offset >= begin:
+                found = await self._record_at(tp, last[tp].offset)
+                if found is None or record_hash(found) != last[tp].hash:
+                    raise SourceGap({tp: position})
+
+    async def _record_at(self, tp: TopicPartition, offset: int) -> Record | None:
+        self._consumer.assign([tp])
+        self._consumer.seek(tp, offset)
+        while await self._consumer.position(tp) <= offset:
+            got = await self._consumer.getmany(tp, timeout_ms=READ_TIMEOUT_MS, max_records=1)
+            for record in got.get(tp, ()):
+                return record if record.offset == offset else None
+        return None
+
+    async def beginnings(self, tps: Collection[TopicPartition]) -> dict[TopicPartition, int]:
+        return dict(await self._consumer.beginning_offsets(list(tps)))
+
+
+def latest(records: Iterable[Record]) -> dict[bytes, bytes]:
+    """The table that a compacted partition stands for."""
+    table: dict[bytes, bytes] = {}
+    fold(table, records)
+    return table
+
+
+def fold(table: dict[bytes, bytes], records: Iterable[Record]) -> None:
+    """Brings a table up to date: the last value of a key counts, tombstones remove."""
+    for record in records:
+        if record.key is None:
+            continue
+        if record.value is None:
+            table.pop(record.key, None)
+        else:
+            table[record.key] = record.value
