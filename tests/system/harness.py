@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -53,6 +54,7 @@ SUFFIXES = (
     "verdicts",
     "incidents",
 )
+BY_ORIGIN = ("facts", "outcomes", "dead", "predictions")  # the topics that may hold copies
 
 
 Watch = Callable[[], None]  # raises what ended the processes that are waited for
@@ -95,15 +97,24 @@ def cause(record: Record) -> tuple[Place, int]:
     return Place(topic, int(partition), int(offset)), int(n)
 
 
-def first(records: Iterable[Record]) -> Iterator[Record]:
+class Reading:
     """The reading rule: of each source partition, what is not greater than the greatest is a copy."""
-    greatest: dict[tuple[str, int, str, int], tuple[int, int]] = {}
-    for record in records:
+
+    def __init__(self) -> None:
+        self._greatest: dict[tuple[str, int, str, int], tuple[int, int]] = {}
+
+    def admits(self, record: Record) -> bool:
         source, n = cause(record)
         stream = (record.topic, record.partition, source.topic, source.partition)
-        if (source.offset, n) > greatest.get(stream, (-1, -1)):
-            greatest[stream] = (source.offset, n)
-            yield record
+        if (source.offset, n) <= self._greatest.get(stream, (-1, -1)):
+            return False
+        self._greatest[stream] = (source.offset, n)
+        return True
+
+
+def first(records: Iterable[Record]) -> Iterator[Record]:
+    """The records that the reading rule admits."""
+    return filter(Reading().admits, records)
 
 
 class Outside:
@@ -123,6 +134,8 @@ class Outside:
         topics = [pipeline.topic(suffix) for suffix in SUFFIXES]
         self._partitions = [TopicPartition(t, p) for t in topics for p in range(counts[t])]
         self._records: dict[str, list[Record]] = {suffix: [] for suffix in SUFFIXES}
+        self._reading = Reading()
+        self._firsts: Counter[str] = Counter()
 
     async def __aenter__(self) -> Outside:
         await self._consumer.start()
@@ -140,7 +153,10 @@ class Outside:
     async def read(self) -> None:
         """Takes what has come, or waits a moment for it."""
         for tp, records in (await self._consumer.getmany(timeout_ms=READ_MS)).items():
-            self._records[tp.topic.removeprefix(f"{self._pipeline.name}.")] += records
+            suffix = tp.topic.removeprefix(f"{self._pipeline.name}.")
+            self._records[suffix] += records
+            if suffix in BY_ORIGIN:
+                self._firsts[suffix] += sum(map(self._reading.admits, records))
 
     async def read_up(self) -> None:
         """Reads all that is committed now."""
@@ -164,9 +180,13 @@ class Outside:
     def counts(self) -> dict[str, int]:
         return {suffix: len(records) for suffix, records in self._records.items()}
 
+    def firsts(self, suffix: str) -> int:
+        """Records of a topic that were read so far, copies left out."""
+        return self._firsts[suffix]
+
     def settled(self) -> int:
-        """Records that events have become, copies included."""
-        return sum(len(self[suffix]) for suffix in ("facts", "outcomes", "dead"))
+        """Events that have had an effect; copies of one count once, else work that is left would look done."""
+        return sum(self._firsts[suffix] for suffix in ("facts", "outcomes", "dead"))
 
 
 @dataclass
@@ -218,8 +238,8 @@ class World:
 
     def _unanswered(self) -> int:
         """Facts without a prediction or outcomes without an example: what learning would be late by."""
-        facts, outcomes = len(self.outside["facts"]), len(self.outside["outcomes"])
-        return max(facts - len(self.outside["predictions"]), outcomes - len(self.outside["examples"]))
+        unanswered = self.outside.firsts("facts") - self.outside.firsts("predictions")
+        return max(unanswered, self.outside.firsts("outcomes") - len(self.outside["examples"]))
 
     @asynccontextmanager
     async def running(
