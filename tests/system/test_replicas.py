@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 
 import msgspec
 
@@ -46,13 +46,13 @@ def watching(replicas: list[Replica]) -> Watch:
 
 async def test_one_killed_and_one_added(kafka: KafkaCluster) -> None:
     events, retries = stormy(2_000)
-    onwards = onward(2_000)
+    onwards = chain(events, onward(2_000))
     async with world(Broker(kafka.address, transactions=True), "flights") as it:
         with processes() as replicas:
             watch = watching(replicas)
             replicas += [it.spawn(RIVERKEEPER_REPLICA=name) for name in ("a", "b")]
-            await flow(it, iter(events), lambda: at_work(it) == {"a", "b"}, "both score", watch)
-            await it.feed(events[it.sent :], retries, watch)
+            await flow(it, onwards, lambda: at_work(it) == {"a", "b"}, "both score", watch)
+            await it.feed(islice(onwards, max(0, len(events) - it.sent)), retries, watch)
             await it.send(islice(onwards, 200))
             replicas[0].kill()
             await flow(it, onwards, lambda: at_work(it) == {"b"}, "the other takes over", watch)
