@@ -8,8 +8,10 @@ SHELL := bash
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
+RUNS ?= 1
+SEEDS ?= 10000
 
-.PHONY: install demo test lint bench build
+.PHONY: install demo test faults simulate counterexamples lint bench build
 .DEFAULT_GOAL := install
 
 install: .venv/.installed
@@ -18,10 +20,20 @@ demo: install
 	$(BIN)/riverkeeper demo flights $(ARGS)
 
 # Real Kafka runs from Maven's jars; without it half of the promises would go unproved.
-test: .venv/.developed
-	@command -v java >/dev/null && command -v mvn >/dev/null || { \
-	  echo "The tests run a real Kafka: install Java 17 or later and Maven (Debian: apt-get install default-jre-headless maven; macOS: brew install openjdk maven)." >&2; exit 1; }
+test: .venv/.developed .kafka
 	$(BIN)/python -m pytest $(ARGS)
+
+# The catalogue of faults, each RUNS times with its own seeds, and the table of what they cost.
+faults: .venv/.developed .kafka
+	$(BIN)/python -m pytest tests/faults --runs $(RUNS) $(ARGS)
+
+# The agents' own code over a log in memory, under a scheduler that crashes, pauses and reorders.
+simulate: .venv/.developed
+	$(BIN)/python -m tests.simulator --seeds $(SEEDS) $(ARGS)
+
+# Each remedy of tests/counterexamples taken out of a copy of the tree: its test must then fail.
+counterexamples: .venv/.developed .kafka
+	$(BIN)/python -m tests.counterexamples.without all
 
 lint: .venv/.developed
 	$(BIN)/ruff check .
@@ -32,6 +44,11 @@ lint: .venv/.developed
 bench: .venv/.developed
 	@compgen -G 'bench/*.py' >/dev/null || { echo "bench/ holds no benchmark." >&2; exit 1; }
 	for bench in bench/*.py; do $(BIN)/python "$$bench" $(ARGS); done
+
+.PHONY: .kafka
+.kafka:
+	@command -v java >/dev/null && command -v mvn >/dev/null || { \
+	  echo "The tests run a real Kafka: install Java 17 or later and Maven (Debian: apt-get install default-jre-headless maven; macOS: brew install openjdk maven)." >&2; exit 1; }
 
 build: .venv/.installed
 	$(PIP) wheel --no-deps --wheel-dir dist .
