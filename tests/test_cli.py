@@ -219,11 +219,25 @@ def test_topics_are_created_then_compared_and_never_changed(single: str) -> None
     assert "flights.facts: min.insync.replicas is 1, declared 2" in done.stdout.splitlines()
 
 
+def test_status_tells_who_is_at_work(single: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RIVERKEEPER_SIGNING_KEY", "k" * 40)
+    riverkeeper("topics", REF, "--broker", single, "--replication", "1", "--min-insync", "1")
+    with running("run", REF, "--agents", "ingest,join", "--port", "0", "--broker", single):
+        deadline = time.monotonic() + START_SECONDS
+        expected = {"ingest": 1, "score": 0, "join": 1, "learn": 0}
+        found: dict[str, int] = {}
+        while found != expected:
+            assert time.monotonic() < deadline, found
+            agents = json.loads(riverkeeper("status", REF, "--json", "--broker", single).stdout)["agents"]
+            found = {agent["agent"]: agent["replicas"] for agent in agents}
+
+
 def test_status_of_a_pipeline_that_has_not_begun(prepared: str) -> None:
     done = riverkeeper("status", REF, "--json", "--broker", prepared)
     found = json.loads(done.stdout)
     assert [agent["agent"] for agent in found["agents"]] == ["ingest", "score", "join", "learn"]
-    assert {agent["lag"] for agent in found["agents"]} == {None}
+    assert {(agent["lag"], agent["replicas"]) for agent in found["agents"]} == {(None, None)}
+    assert found["dead"] == 0
     states = {model["model"]: (model["state"], model["since"], model["version"]) for model in found["models"]}
     assert states == {
         "learned": ("live", None, 0),

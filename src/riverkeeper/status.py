@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
@@ -9,13 +10,14 @@ from datetime import UTC, datetime
 import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.errors import GroupCoordinatorNotAvailableError, KafkaError
 from pydantic import ValidationError
 
 from .models.pipeline import Pipeline
 from .models.quality import metric_name
 from .models.routing import Routing
-from .process import topics_of
-from .topics.catalog import Catalog, TopicMissing
+from .process import check_topics
+from .topics.catalog import Catalog
 from .topics.connection import Connection
 from .topics.log import Record, consumer
 from .topics.messages import Incident, Manifest, State, Verdict
@@ -24,13 +26,15 @@ from .topics.store import Inspector
 SHOWING = {"ingest": ("events",), "score": ("facts",), "join": ("predictions", "outcomes")}
 FEW = 50  # records: so little may be transaction markers alone, which are no records; then it is read to know
 FEW_MS = 300  # for that
+COORDINATOR_LOOKS, COORDINATOR_SECONDS = 20, 0.25  # 5 s in all, as other commands wait
 
 
 class AgentStatus(msgspec.Struct, frozen=True):
-    """`lag` is in records; None: the agent has not said yet how far it is."""
+    """`lag` is in records, `replicas` in members of its group; None: nobody has said."""
 
     agent: str
     lag: int | None
+    replicas: int | None
 
 
 class ModelStatus(msgspec.Struct, frozen=True):
@@ -59,16 +63,15 @@ class Status(msgspec.Struct, frozen=True):
     pipeline: str
     metric: str
     agents: list[AgentStatus]
+    dead: int  # dead letters that the log still holds
     models: list[ModelStatus]
     incidents: list[IncidentStatus]  # open ones
 
 
 async def read_status(connection: Connection, pipeline: Pipeline) -> Status:
-    """Raises TopicMissing, KafkaError."""
+    """Raises TopicMissing, PartitionsDiffer, NotAllowed, KafkaError."""
     async with Catalog(connection) as catalog:
-        missing = await catalog.missing(topics_of(pipeline))
-    if missing:
-        raise TopicMissing(missing[0].name)
+        await check_topics(catalog, pipeline, ["watcher"])
     async with Inspector(connection) as inspector:
         verdicts = await inspector.read_all(TopicPartition(pipeline.topic("verdicts"), 0))
         incidents = await inspector.read_all(TopicPartition(pipeline.topic("incidents"), 0))
@@ -80,10 +83,12 @@ async def read_status(connection: Connection, pipeline: Pipeline) -> Status:
     newest = newest_manifests(versions)
     models = models_status(pipeline, verdicts, newest)
     learning = [newest[m.model] for m in models if m.model in newest and m.state != State.DESTROYED]
+    agents, dead = await _agents(connection, pipeline, learning)
     return Status(
         pipeline=pipeline.name,
         metric=metric_name(pipeline.task),
-        agents=await _agents(connection, pipeline, learning),
+        agents=agents,
+        dead=dead,
         models=models,
         incidents=open_incidents(incidents),
     )
@@ -160,27 +165,54 @@ def _time(ms: int | None) -> datetime | None:
     return None if ms is None else datetime.fromtimestamp(ms / 1000, UTC)
 
 
-# Lag.
+# Who is at work, and how far.
 
 
 async def _agents(
     connection: Connection, pipeline: Pipeline, learning: Sequence[Manifest]
-) -> list[AgentStatus]:
+) -> tuple[list[AgentStatus], int]:
+    """The agents, and how many dead letters there are."""
     async with AsyncExitStack() as stack:
-        admin = AIOKafkaAdminClient(**connection.client_options())
+        admin = connection.admin()
         reader = consumer(connection)
         stack.push_async_callback(admin.close)
         stack.push_async_callback(reader.stop)
         await admin.start()
         await reader.start()
-        found = []
+        lags: dict[str, int | None] = {}
         for agent, suffixes in SHOWING.items():
             tps = [TopicPartition(pipeline.topic(s), p) for s in suffixes for p in range(pipeline.partitions)]
-            group = await admin.list_consumer_group_offsets(pipeline.agent_group(agent), partitions=tps)
+            group_id = pipeline.agent_group(agent)
+            coordinator = await _coordinator(admin, group_id)
+            group = await admin.list_consumer_group_offsets(group_id, coordinator, partitions=tps)
             positions = {tp: at.offset for tp, at in group.items() if at.offset >= 0}
-            found.append(AgentStatus(agent, await _lag(reader, positions) if positions else None))
+            lags[agent] = await _lag(reader, positions) if positions else None
         learned = _learned(pipeline, learning)
-        return [*found, AgentStatus("learn", await _lag(reader, learned) if learned else None)]
+        lags["learn"] = await _lag(reader, learned) if learned else None
+        found = [
+            AgentStatus(agent, lag, await _replicas(admin, pipeline.agent_group(agent)))
+            for agent, lag in lags.items()
+        ]
+        letters = [TopicPartition(pipeline.topic("dead"), p) for p in range(pipeline.partitions)]
+        return found, await _lag(reader, dict.fromkeys(letters, 0))
+
+
+async def _coordinator(admin: AIOKafkaAdminClient, group: str) -> int:
+    """A cluster that never had a group makes the topic for them first."""
+    for _ in range(COORDINATOR_LOOKS - 1):
+        try:
+            return int(await admin.find_coordinator(group))
+        except GroupCoordinatorNotAvailableError:
+            await asyncio.sleep(COORDINATOR_SECONDS)
+    return int(await admin.find_coordinator(group))
+
+
+async def _replicas(admin: AIOKafkaAdminClient, group: str) -> int | None:
+    try:
+        described = await admin.describe_consumer_groups([group])
+    except KafkaError:  # a broker that cannot tell, as the embedded one
+        return None
+    return len(described[0].to_object()["groups"][0]["members"])
 
 
 def _learned(pipeline: Pipeline, newest: Sequence[Manifest]) -> dict[TopicPartition, int]:
@@ -223,7 +255,11 @@ async def _count(reader: AIOKafkaConsumer, tp: TopicPartition, start: int, end: 
 def text(status: Status) -> str:
     """For people; times are in UTC."""
     parts = [
-        table(["agent", "lag"], [[a.agent, "-" if a.lag is None else str(a.lag)] for a in status.agents]),
+        table(
+            ["agent", "replicas", "lag"],
+            [[a.agent, *("-" if n is None else str(n) for n in (a.replicas, a.lag))] for a in status.agents],
+        ),
+        f"dead letters: {status.dead}",
         table(
             ["model", "state", "since", "version", "learned", status.metric, "baseline"],
             [_row(model) for model in status.models],
