@@ -18,13 +18,7 @@ from typing import ClassVar
 
 import structlog
 from aiokafka import TopicPartition
-from aiokafka.errors import (
-    AuthenticationFailedError,
-    GroupAuthorizationFailedError,
-    KafkaError,
-    SaslAuthenticationFailed,
-    TopicAuthorizationFailedError,
-)
+from aiokafka.errors import AuthenticationFailedError, KafkaError, SaslAuthenticationFailed
 
 from ..models.pipeline import Pipeline
 from ..topics.catalog import TopicMissing
@@ -41,7 +35,9 @@ from ..topics.log import (
     Writer,
 )
 from ..topics.messages import Vitals
-from ..topics.store import Inspector, RevisionMismatch
+from ..topics.rights import refusal
+from ..topics.seat import Seat
+from ..topics.store import Inspector, RevisionMismatch, StoreLost
 from ..topics.telemetry import Telemetry
 
 log = structlog.get_logger(__name__)
@@ -50,6 +46,7 @@ POLL_MS = 100  # one wait for records; what else is due waits this long at most
 PARALLEL_TAKEOVERS = 4  # stores read at once: each holds one partition's state in memory twice
 MAX_RESTARTS = 12  # of one agent within RESTART_WINDOW; then its process ends and says why
 RESTART_WINDOW = 300.0  # seconds
+CLOCK_ACKS = 16  # acknowledgements by which the log's clock is known: a slow one tells it too early
 MAX_BACKOFF = 10.0  # seconds between restarts; a broker that is back is met within this
 
 
@@ -67,8 +64,6 @@ FATAL = (
     TopicMissing,
     AuthenticationFailedError,
     SaslAuthenticationFailed,
-    TopicAuthorizationFailedError,
-    GroupAuthorizationFailedError,
     PartitionsDiffer,
 )
 
@@ -96,6 +91,7 @@ class Runtime:
     transactions: bool
     limits: Limits = Limits()
     signing_key: bytes = b""
+    seat: Callable[[str], Seat] | None = None  # takes a place in a group that a next process finds again
     now: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
 
@@ -202,6 +198,7 @@ class Session:
     owners: dict[int, Owner] = field(default_factory=dict)
     stopped: dict[int, str] = field(default_factory=dict)  # partition -> why it is not worked on
     target: frozenset[int] | None = None  # partitions assigned, not yet taken over
+    news: asyncio.Event = field(default_factory=asyncio.Event)  # a target came, or a failure
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     over: bool = False
     failure: Exception | None = None  # of a hand-over: aiokafka logs and forgets what a listener raises
@@ -229,8 +226,11 @@ class Agent(ABC):
         self.log = log.bind(agent=self.name, pipeline=self.pipeline.name)
         self._unready = "starting"
         self._session: Session | None = None
+        self._seat: Seat | None = None
         self._restarts: deque[float] = deque(maxlen=MAX_RESTARTS)
         self._vitals_at = 0.0
+        self.to_come = 1  # partitions of the batch at hand that are not processed yet
+        self._log_ahead: deque[float] = deque(maxlen=CLOCK_ACKS)  # ms of the log's clock less monotonic ms
 
     # What a subclass provides.
 
@@ -251,7 +251,7 @@ class Agent(ABC):
 
     @abstractmethod
     async def open(self, partition: int, table: Table, inspector: Inspector) -> Work:
-        """The work of a partition from what its store holds. Raises SourceGap, RevisionMismatch."""
+        """The work of a partition from what its store holds. Raises SourceGap, StoreLost, RevisionMismatch."""
 
     async def attend(self, stack: AsyncExitStack) -> list[Awaitable[None]]:
         """Starts what the agent follows besides its inputs; returns what must keep running."""
@@ -265,6 +265,22 @@ class Agent(ABC):
     def own_vitals(self) -> list[Vitals]:
         """What the agent saw apart from its partitions, since the last call."""
         return []
+
+    # What an agent knows of the log's clock.
+
+    def log_ms(self) -> int:
+        """Now by the clock that stamps what is appended, as acknowledgements told it: a process's own may
+        be wrong, or jump. That one counts until the first acknowledgement, and where nothing is stamped."""
+        if not self._log_ahead:
+            return self.runtime.now_ms()
+        return int(self.runtime.monotonic() * 1000 + max(self._log_ahead))
+
+    async def _write(self, session: Session, outs: Sequence[Out]) -> None:
+        if not outs:
+            return
+        await session.writer.write(outs)
+        if session.writer.appended_ms is not None:
+            self._log_ahead.append(session.writer.appended_ms - self.runtime.monotonic() * 1000)
 
     # What a process does with an agent.
 
@@ -283,6 +299,15 @@ class Agent(ABC):
 
     async def run(self, stop: asyncio.Event) -> None:
         """Works until `stop` is set, then leaves in order. Raises AgentFailed, or what is fatal."""
+        if self.runtime.seat is not None:
+            self._seat = self.runtime.seat(self.pipeline.agent_group(self.name))
+        try:
+            await self._work(stop)
+        finally:
+            if self._seat is not None:
+                self._seat.leave()
+
+    async def _work(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
             try:
                 await self._stay(stop)
@@ -290,6 +315,9 @@ class Agent(ABC):
                 cause = _first(error)
                 if isinstance(cause, FATAL):
                     raise cause from None
+                refused = refusal(cause)
+                if refused is not None:
+                    raise refused from cause
                 await self._back_off(cause, stop)
             finally:
                 self._unready = "stopped"
@@ -307,7 +335,8 @@ class Agent(ABC):
             ) from error
         recent = sum(now - at < RESTART_WINDOW for at in self._restarts)
         with suppress(TimeoutError):
-            await asyncio.wait_for(stop.wait(), min(MAX_BACKOFF, 0.1 * 2**recent))
+            async with asyncio.timeout(min(MAX_BACKOFF, 0.1 * 2**recent)):
+                await stop.wait()
 
     async def _stay(self, stop: asyncio.Event) -> None:
         async with AsyncExitStack() as stack:
@@ -334,6 +363,7 @@ class Agent(ABC):
                 session.target = self._owned(partitions)
             except PartitionsDiffer as error:
                 session.failure = error
+            session.news.set()
 
         async def revoked() -> None:
             async with session.turn:
@@ -352,6 +382,7 @@ class Agent(ABC):
             assigned=assigned,
             revoked=revoked,
             session_timeout_ms=self.runtime.limits.session_timeout_ms,
+            name=None if self._seat is None else self._seat.name,
         )
 
     def _owned(self, partitions: frozenset[TopicPartition]) -> frozenset[int]:
@@ -371,14 +402,24 @@ class Agent(ABC):
 
     async def _loop(self, session: Session, membership: Membership, stop: asyncio.Event) -> None:
         while not stop.is_set():
+            if not session.owners:
+                await self._idle(session)
             async with session.turn:
                 if session.failure is not None:
                     raise session.failure
                 if session.target is not None:
                     await self._take_over_all(session)
-                await self._take_turn(session)
+                if session.owners:
+                    await self._take_turn(session)
             await self._report(session, membership)
             await asyncio.sleep(0)
+
+    async def _idle(self, session: Session) -> None:
+        """Waits for partitions; not in a turn, for which a rebalance would have to wait."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(POLL_MS / 1000):
+                await session.news.wait()
+        session.news.clear()
 
     # One turn.
 
@@ -414,10 +455,13 @@ class Agent(ABC):
         outs: list[Out] = []
         commits = []
         everything: list[Out] = []
-        for owner in session.owners.values():
-            share = {tp: records for tp, records in batch.items() if tp in owner.work.positions}
-            if not share:
-                continue
+        shares = [
+            (owner, share)
+            for owner in session.owners.values()
+            if (share := {tp: records for tp, records in batch.items() if tp in owner.work.positions})
+        ]
+        for done, (owner, share) in enumerate(shares):
+            self.to_come = len(shares) - done
             made = await owner.work.process(share)
             everything += made
             if self.transactional_outputs and self.runtime.transactions:
@@ -425,8 +469,7 @@ class Agent(ABC):
                 commits.append(owner.writer.commit([*made, *state]))
             else:
                 outs += made
-        if outs:
-            await session.writer.write(outs)
+        await self._write(session, outs)
         if commits:
             await asyncio.gather(*commits)
         self.runtime.telemetry.wrote(self.name, everything)
@@ -481,9 +524,9 @@ class Agent(ABC):
                 opening = work.opening()
                 if opening:
                     await writer.commit(owner.entries(opening))
-            except SourceGap as gap:
+            except (SourceGap, StoreLost) as error:
                 await writer.stop()
-                self._stop_partition(session, partition, gap)
+                self._stop_partition(session, partition, error)
             except BaseException:
                 await writer.stop()
                 raise
@@ -499,10 +542,10 @@ class Agent(ABC):
                 self._stop_partition(session, partition, gap)
         session.reader.read_from(session.positions())
 
-    def _stop_partition(self, session: Session, partition: int, gap: SourceGap) -> None:
-        session.stopped[partition] = str(gap)
+    def _stop_partition(self, session: Session, partition: int, error: SourceGap | StoreLost) -> None:
+        session.stopped[partition] = str(error)
         self.runtime.telemetry.partition_stopped(self.name, len(session.stopped))
-        self.log.error("partition stopped", partition=partition, reason=str(gap))
+        self.log.error("partition stopped", partition=partition, reason=str(error))
 
     async def _leave(self, session: Session) -> None:
         async with session.turn:
@@ -553,7 +596,7 @@ class Agent(ABC):
         repeats = sum(owner.work.repeats() for owner in session.owners.values())
         self.runtime.telemetry.duplicates(self.name, repeats)
         topic = self.pipeline.topic("vitals")
-        await session.writer.write([Out(topic, 0, v.model.encode(), v.encode()) for v in vitals])
+        await self._write(session, [Out(topic, 0, v.model.encode(), v.encode()) for v in vitals])
         for tp, lag in session.reader.lag().items():
             self.runtime.telemetry.lag(self.name, tp.topic, tp.partition, lag)
         await membership.show_progress(session.positions())

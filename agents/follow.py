@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 
 import structlog
 from aiokafka.errors import KafkaError
@@ -19,7 +19,6 @@ from .agent import Runtime
 log = structlog.get_logger(__name__)
 
 RENEWALS_PER_LEASE = 4  # a lease survives two renewals that fail
-FIRST_READ_SECONDS = 30.0  # reading all verdicts and versions at a start; then the agent starts again
 
 
 class Verdicts:
@@ -29,7 +28,8 @@ class Verdicts:
         self._runtime = runtime
         pipeline = runtime.pipeline
         self.routing = Routing.declared(pipeline.models, pipeline.serving)
-        self._tail = Tail(runtime.connection, pipeline.topic("verdicts"), self._apply)
+        topic = pipeline.topic("verdicts")
+        self._tail = Tail(runtime.connection, topic, self._apply, monotonic=runtime.monotonic)
         self._reachable = True  # the last look at the end of the verdicts had an answer
         self._known_at = float("-inf")  # monotonic seconds: no verdict older than this is unknown
 
@@ -37,7 +37,7 @@ class Verdicts:
         """Reads every verdict there is; returns what must keep running."""
         stack.push_async_callback(self._tail.stop)
         await self._tail.start()
-        await read_up(self._tail)
+        await self._tail.read_up()
         self._runtime.telemetry.watch_lease(lambda: self._runtime.monotonic() - self._known_at)
         return [self._tail.run(), self._renew()]
 
@@ -75,20 +75,11 @@ class Verdicts:
         """Without an answer the lease runs out by itself, and the fallback serves: at once, batch after
         batch, until a renewal finds the verdicts again."""
         try:
-            known = await asyncio.wait_for(self._tail.sync(), self._runtime.limits.lease_seconds)
+            # Not wait_for, which before Python 3.12 may swallow a cancellation: this task would never end.
+            async with asyncio.timeout(self._runtime.limits.lease_seconds):
+                known = await self._tail.sync()
         except (TimeoutError, KafkaError):
             self._reachable = False
         else:
             self._known_at = max(self._known_at, known)
             self._reachable = True
-
-
-async def read_up(tail: Tail) -> None:
-    """Runs the tail until all that stands in its topic is applied. Raises TimeoutError."""
-    reading = asyncio.ensure_future(tail.run())
-    try:
-        await asyncio.wait_for(tail.sync(), FIRST_READ_SECONDS)
-    finally:
-        reading.cancel()
-        with suppress(asyncio.CancelledError):
-            await reading

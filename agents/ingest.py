@@ -22,7 +22,7 @@ from ..topics.messages import BadRecord, Envelope, ErrorCode, Fact, Origin
 from ..topics.partition import partitions
 from ..topics.store import ORIGIN, ORIGIN_ROOM, Inspector, Progress
 from .agent import Agent, Entry, Table
-from .work import Tracked, dead_letter, resume
+from .work import Tracked, check_store, dead_letter, resume
 
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # before the log's own clock there is no event
 LATEST = datetime(2200, 1, 1, tzinfo=UTC)
@@ -263,6 +263,9 @@ class Ingest(Agent):
 
     async def open(self, partition: int, table: Table, inspector: Inspector) -> IngestWork:
         inputs = [TopicPartition(self.pipeline.topic("events"), partition)]
+        topics = [self.pipeline.topic(suffix) for suffix in ("facts", "outcomes")]
+        outputs = [TopicPartition(t, p) for t in topics for p in range(self.pipeline.partitions)]
+        await check_store(self, partition, table, inputs, outputs, inspector)
         progress, fresh = await resume(self.pipeline, table, inputs, frozenset(), inspector)
         recent = RecentIds(self.pipeline.dedupe) if self.pipeline.dedupe is not None else None
         if recent is not None:

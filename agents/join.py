@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import NamedTuple
+from operator import itemgetter
 
 import msgspec
 from aiokafka import TopicPartition
@@ -19,6 +18,7 @@ from aiokafka import TopicPartition
 from ..models.pipeline import Pipeline
 from ..topics.log import MAX_RECORD_BYTES, Out, Record, record_bytes
 from ..topics.messages import (
+    UNREADABLE,
     BadRecord,
     Envelope,
     ErrorCode,
@@ -28,34 +28,45 @@ from ..topics.messages import (
     Prediction,
     Vitals,
 )
-from ..topics.store import ORIGIN, Inspector, Progress, origin_header
+from ..topics.store import ORIGIN, Inspector, Progress
 from ..topics.telemetry import Fate
 from .agent import Agent, Entry, Runtime, Table
-from .work import Tracked, dead_letter, resume, unreadable
+from .work import Tracked, check_store, dead_letter, resume, unreadable
 
 WAITING, LABEL, GONE = b"p/", b"o/", b"g/"  # prefixes of the store's keys
 # Outcomes held per prediction held, waiting ones and joined ones each: they are a tenth of the size.
 OUTCOMES_PER_PREDICTION = 5
+SETTLED = 1_000  # entries of a queue that need no sweep, whatever their share; 0.1 MB
 
 
-class Waiting(NamedTuple):
-    """A prediction without its outcome: append time in ms, its record as served."""
+class Waiting(msgspec.Struct, gc=False):
+    """A prediction without its outcome: append time in ms, its record as served, its key in the store.
+
+    A million of them may wait: nothing of them is held twice, and the collector of cycles passes them by.
+    The store's value is the record itself: what is large must not grow there, or it fits no record.
+    """
 
     key: str
     at: int
     value: bytes
-
-    def stored(self) -> bytes:
-        """As it stands in the store: what is large must not grow there, or it fits no record."""
-        return msgspec.json.encode((self.key, self.at)) + b"\n" + self.value
+    place: bytes = b""
 
     @classmethod
-    def restored(cls, entry: bytes) -> Waiting:
-        head, value = entry.split(b"\n", 1)
-        return cls(*msgspec.json.decode(head, type=tuple[str, int]), value)
+    def restored(cls, place: bytes, value: bytes) -> Waiting:
+        at, _ = place[len(WAITING) :].split(b"/", 1)
+        return cls(_keyed.decode(value).key, int(at), value, place)
 
 
-class Label(msgspec.Struct, frozen=True):
+class Keyed(msgspec.Struct):
+    """What of a prediction's record tells where it belongs."""
+
+    key: str
+
+
+_keyed = msgspec.json.Decoder(Keyed)
+
+
+class Label(msgspec.Struct, frozen=True, gc=False):
     """What came true for a key, when it was appended (ms), and whether an example carries it."""
 
     value: LabelValue
@@ -63,23 +74,12 @@ class Label(msgspec.Struct, frozen=True):
     joined: bool
 
 
-@dataclass
-class Slot:
-    """All that is known of one join key."""
-
-    waiting: dict[bytes, Waiting] = field(default_factory=dict)  # by the prediction's origin
-    label: Label | None = None
-    gone: int | None = None  # append time of a prediction that left without its outcome
-
-    def empty(self) -> bool:
-        return not self.waiting and self.label is None and self.gone is None
-
-
 class Matcher:
     """The join of one partition, as a pure fold over its two inputs.
 
     A prediction joins the outcome of its key: the first one, or the last correction that came
-    before any example was made of it. Feed records in any interleaving; times are append times.
+    before any example was made of it. Feed records in any interleaving; times are append times, and
+    one below an earlier one of its side counts as that: brokers' clocks differ, order does not.
 
     A joined outcome has done its work. It is kept, as long as there is room, to know a repeat or a
     correction of it, and for a later prediction of its key; it never holds up what still has to join.
@@ -88,12 +88,16 @@ class Matcher:
     def __init__(self, within: timedelta, limit: int) -> None:
         self._within = int(within / timedelta(milliseconds=1))
         self._limit = limit
-        self._slots: dict[str, Slot] = {}
-        self._queue: deque[tuple[int, str, bytes]] = deque()  # predictions: (append time, key, origin)
+        self._waiting: dict[str, Waiting] = {}  # the first of each key
+        self._more: dict[str, list[Waiting]] = {}  # further ones of a key, which is rare
+        self._labels: dict[str, Label] = {}
+        self._left: dict[str, int] = {}  # append time of a prediction that left without its outcome
+        # What may expire, oldest first. An entry that is settled stays until its turn, or a sweep.
+        self._queue: deque[Waiting] = deque()
         self._early: deque[tuple[int, str]] = deque()  # outcomes that wait: (append time, key)
-        self._met: deque[tuple[int, str]] = deque()  # outcomes that joined
+        self._met: deque[tuple[int, str]] = deque()  # outcomes that joined, in that order
         self._gone: deque[tuple[int, str]] = deque()
-        self._dirty: dict[bytes, bytes | None] = {}
+        self._dirty: dict[bytes, bytes | None] = {}  # in the order of the changes: `restore` relies on it
         self.waiting = 0
         self.early = 0
         self.clock = {"predictions": 0, "outcomes": 0}  # greatest append time of each side, ms
@@ -109,52 +113,65 @@ class Matcher:
     def predict(self, origin: bytes, prediction: Waiting) -> Label | None:
         """A prediction arrives: its label if that came first, else None and it waits."""
         self._advance("predictions", prediction.at)
-        slot = self._slots.setdefault(prediction.key, Slot())
-        if slot.label is not None:
-            if not slot.label.joined:
+        label = self._labels.get(prediction.key)
+        if label is not None:
+            if not label.joined:
                 self.fates[Fate.JOINED] += 1
                 self.early -= 1
-                self._set_label(prediction.key, slot, slot.label.value, slot.label.at, joined=True)
-            return slot.label
-        slot.waiting[origin] = prediction
-        self._queue.append((prediction.at, prediction.key, origin))
-        self._dirty[WAITING + origin] = prediction.stored()
-        self.waiting += 1
+                self._set_label(prediction.key, label.value, label.at, joined=True)
+                self._sweep()
+            return label
+        prediction.at = self.clock["predictions"]
+        prediction.place = WAITING + b"%d/%b" % (prediction.at, origin)
+        self._wait(prediction)
+        self._change(prediction.place, prediction.value)
         return None
+
+    def _wait(self, prediction: Waiting) -> None:
+        if self._waiting.setdefault(prediction.key, prediction) is not prediction:
+            self._more.setdefault(prediction.key, []).append(prediction)
+        self._queue.append(prediction)
+        self.waiting += 1
 
     def come_true(self, key: str, value: LabelValue, at: int) -> list[Waiting]:
         """An outcome arrives: the predictions that waited for it, in their order."""
         self._advance("outcomes", at)
-        slot = self._slots.setdefault(key, Slot())
-        if slot.label is not None:
-            self._again(key, slot, slot.label, value)
+        label = self._labels.get(key)
+        if label is not None:
+            self._again(key, label, value)
             return []
-        if slot.gone is not None and not slot.waiting:
+        first = self._waiting.pop(key, None)
+        if first is None and key in self._left:
             self.fates[Fate.LATE] += 1
             return []
-        met = list(slot.waiting.values())
+        met = [] if first is None else [first, *self._more.pop(key, ())]
         self.early += not met
-        self._set_label(key, slot, value, at, joined=bool(met))
-        for origin in slot.waiting:
-            self._dirty[WAITING + origin] = None
-        slot.waiting = {}
+        self._set_label(key, value, self.clock["outcomes"], joined=bool(met))
+        for prediction in met:
+            self._change(prediction.place, None)
         self.waiting -= len(met)
         self.fates[Fate.JOINED if met else Fate.EARLY] += 1
+        self._sweep()
         return met
 
-    def _again(self, key: str, slot: Slot, label: Label, value: LabelValue) -> None:
+    def _again(self, key: str, label: Label, value: LabelValue) -> None:
         if value == label.value:
             self.fates[Fate.DUPLICATE] += 1
             return
         self.fates[Fate.CORRECTED] += 1
         if not label.joined:
-            self._set_label(key, slot, value, label.at, joined=False)
+            self._set_label(key, value, label.at, joined=False)
 
-    def _set_label(self, key: str, slot: Slot, value: LabelValue, at: int, *, joined: bool) -> None:
-        if slot.label is None or slot.label.joined is not joined:
+    def _set_label(self, key: str, value: LabelValue, at: int, *, joined: bool) -> None:
+        known = self._labels.get(key)
+        if known is None or known.joined is not joined:
             (self._met if joined else self._early).append((at, key))
-        slot.label = Label(value, at, joined)
-        self._dirty[LABEL + key.encode()] = msgspec.json.encode(slot.label)
+        self._labels[key] = label = Label(value, at, joined)
+        self._change(LABEL + key.encode(), msgspec.json.encode(label))
+
+    def _change(self, key: bytes, value: bytes | None) -> None:
+        self._dirty.pop(key, None)
+        self._dirty[key] = value
 
     def _advance(self, side: str, at: int) -> None:
         self.clock[side] = max(self.clock[side], at)
@@ -163,9 +180,8 @@ class Matcher:
     def _expire(self) -> None:
         """Lets go of what the other side has passed: one that lags, or is paused, loses nothing."""
         unmet = self.clock["outcomes"] - self._within
-        while self._queue and self._queue[0][0] < unmet:
-            at, key, origin = self._queue.popleft()
-            self._give_up(at, key, origin)
+        while self._queue and self._queue[0].at < unmet:
+            self._give_up(self._queue.popleft())
         unasked = self.clock["predictions"] - self._within
         while self._early and self._early[0][0] < unasked:
             self._drop_label(*self._early.popleft(), joined=False)
@@ -174,64 +190,76 @@ class Matcher:
             self._drop_label(*self._met.popleft(), joined=True)
         while self._gone and self._gone[0][0] < unmet - self._within:
             at, key = self._gone.popleft()
-            slot = self._slots.get(key)
-            if slot is not None and slot.gone == at:
-                slot.gone = None
-                self._dirty[GONE + key.encode()] = None
-                self._forget(key)
+            if self._left.get(key) == at:
+                del self._left[key]
+                self._change(GONE + key.encode(), None)
 
-    def _give_up(self, at: int, key: str, origin: bytes) -> None:
-        slot = self._slots.get(key)
-        if slot is None or slot.waiting.pop(origin, None) is None:
+    def _give_up(self, prediction: Waiting) -> None:
+        if not self._waits(prediction):
             return  # joined meanwhile
+        key, at = prediction.key, prediction.at
+        more = self._more.get(key)
+        if more is None:
+            del self._waiting[key]
+        else:  # the oldest leaves first
+            self._waiting[key] = more.pop(0)
+            if not more:
+                del self._more[key]
         self.waiting -= 1
         self.missing += 1
-        slot.gone = at
+        self._left[key] = at
         self._gone.append((at, key))
-        self._dirty[WAITING + origin] = None
-        self._dirty[GONE + key.encode()] = b"%d" % at
+        self._change(prediction.place, None)
+        self._change(GONE + key.encode(), b"%d" % at)
+
+    def _waits(self, prediction: Waiting) -> bool:
+        return self._waiting.get(prediction.key) is prediction or any(
+            other is prediction for other in self._more.get(prediction.key, ())
+        )
 
     def _drop_label(self, at: int, key: str, *, joined: bool) -> None:
-        slot = self._slots.get(key)
-        if slot is None or slot.label is None or (slot.label.at, slot.label.joined) != (at, joined):
+        if not self._labelled(at, key, joined=joined):
             return  # joined meanwhile, or gone
         if not joined:
             self.fates[Fate.EXPIRED] += 1
             self.early -= 1
-        slot.label = None
-        self._dirty[LABEL + key.encode()] = None
-        self._forget(key)
+        del self._labels[key]
+        self._change(LABEL + key.encode(), None)
 
-    def _forget(self, key: str) -> None:
-        if self._slots[key].empty():
-            del self._slots[key]
+    def _labelled(self, at: int, key: str, *, joined: bool) -> bool:
+        label = self._labels.get(key)
+        return label is not None and (label.at, label.joined) == (at, joined)
+
+    def _sweep(self) -> None:
+        """Drops settled entries before they are more than a quarter: what has joined must not take room."""
+        if len(self._queue) > self.waiting * 5 // 4 + SETTLED:
+            self._queue = deque(filter(self._waits, self._queue))
+        if len(self._early) > self.early * 5 // 4 + SETTLED:
+            self._early = deque(entry for entry in self._early if self._labelled(*entry, joined=False))
 
     def changes(self) -> list[Entry]:
+        """The entries of the store that changed since the last call, in the order of the changes."""
         changed, self._dirty = list(self._dirty.items()), {}
         return changed
 
     def restore(self, table: Mapping[bytes, bytes], clock: Mapping[str, int]) -> None:
+        """Takes up a store, its entries in the order in which they were written last."""
         self.clock.update(clock)
         for key, value in table.items():
             if key.startswith(WAITING):
-                waiting = Waiting.restored(value)
-                origin = key[len(WAITING) :]
-                self._slots.setdefault(waiting.key, Slot()).waiting[origin] = waiting
-                self._queue.append((waiting.at, waiting.key, origin))
+                self._wait(Waiting.restored(key, value))
             elif key.startswith(LABEL):
                 label = msgspec.json.decode(value, type=Label)
                 name = key[len(LABEL) :].decode()
-                self._slots.setdefault(name, Slot()).label = label
+                self._labels[name] = label
                 (self._met if label.joined else self._early).append((label.at, name))
             elif key.startswith(GONE):
-                name = key[len(GONE) :].decode()
-                self._slots.setdefault(name, Slot()).gone = int(value)
-                self._gone.append((int(value), name))
-        self._queue = deque(sorted(self._queue))
-        self._early = deque(sorted(self._early))
-        self._met = deque(sorted(self._met))
-        self._gone = deque(sorted(self._gone))
-        self.waiting, self.early = len(self._queue), len(self._early)
+                name, at = key[len(GONE) :].decode(), int(value)
+                self._left[name] = at
+                self._gone.append((at, name))
+        # A correction is written anew and keeps its place: by time, which is the order they came in.
+        self._early = deque(sorted(self._early, key=itemgetter(0)))
+        self.early = len(self._early)
 
 
 CLOCK_KEY = b"clock"
@@ -272,7 +300,7 @@ class JoinWork(Tracked):
         for record in records:
             try:
                 made = self._predicted(record) if tp == self._predictions else self._came_true(record)
-            except msgspec.DecodeError as error:
+            except UNREADABLE as error:
                 outs.append(unreadable(self._agent.runtime, "join", record, error))
             else:
                 outs += self._outs(record, made)
@@ -280,13 +308,8 @@ class JoinWork(Tracked):
 
     def _predicted(self, record: Record) -> list[Example]:
         prediction = self._prediction.decode(record.value or b"")
-        origin = origin_header(record) or b"%b/%d/%d/0" % (
-            record.topic.encode(),
-            record.partition,
-            record.offset,
-        )
         waiting = Waiting(prediction.key, record.timestamp, record.value or b"")
-        label = self._matcher.predict(origin, waiting)
+        label = self._matcher.predict(b"%d" % record.offset, waiting)
         return [] if label is None else [_example(prediction, label.value)]
 
     def _came_true(self, record: Record) -> list[Example]:
@@ -386,6 +409,8 @@ class Join(Agent):
     async def open(self, partition: int, table: Table, inspector: Inspector) -> JoinWork:
         inputs = [TopicPartition(topic, partition) for topic in self.group_topics]
         filtered = frozenset(self.group_topics)
+        outputs = [TopicPartition(self.pipeline.topic("examples"), partition)]
+        await check_store(self, partition, table, inputs, outputs, inspector)
         progress, fresh = await resume(self.pipeline, table, inputs, filtered, inspector)
         matcher = Matcher(self.pipeline.label.within, self.pipeline.max_pending)
         clock = table.get(CLOCK_KEY)

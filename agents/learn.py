@@ -8,26 +8,39 @@ learner goes on from the very bytes it published.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
+from datetime import timedelta
 
 import msgspec
 import structlog
 from aiokafka import TopicPartition
+from pydantic import ValidationError
 
 from ..models.student import Numbered, Student, start_line
 from ..models.unpickle import AllowList
-from ..models.version import MAX_HELD_BYTES, MAX_MANIFESTS, Assembler, BadVersion
+from ..models.version import (
+    MAX_HELD_BYTES,
+    MAX_MANIFESTS,
+    Assembler,
+    BadVersion,
+    ManifestKey,
+    parse_key,
+    verify,
+)
 from ..topics.log import Out, Record
-from ..topics.messages import Example, State, Vitals
+from ..topics.messages import UNREADABLE, Example, Manifest, State, Vitals
 from ..topics.partition import partition as partition_of
 from ..topics.store import Inspector
 from .agent import Agent, Batch, Entry, Runtime, Table, Work
+from .backlog import Backlog
 from .follow import Verdicts
 
 log = structlog.get_logger(__name__)
 
 SLICE = 200  # examples one model learns before other work of the process gets its turn; some 10 ms
+SHARE_BEHIND = 0.1  # of its time that learning takes while score is behind: it never stands still
+MAX_REST = 5.0  # seconds from one batch to the next then; a version is due every ten seconds or so
 LIBRARY_BYTES = 4 * MAX_HELD_BYTES  # versions read at once to restore one: what the log keeps of all models
 
 
@@ -61,21 +74,36 @@ class LearnWork(Work):
             if at_work
         }
 
+    def wanted(self) -> Collection[TopicPartition]:
+        return () if self._agent.resting() else self.positions.keys()
+
     async def process(self, batch: Batch) -> list[Out]:
+        began = self._agent.runtime.monotonic()
         for tp, records in batch.items():
             numbered = list(self._decoded(records))
             for student in self._at_work():
+                behind = self._behind_by_load(student, records[0])
                 for i in range(0, len(numbered), SLICE):
                     part = numbered[i : i + SLICE]
-                    student.study(tp.partition, part, part[-1][0] + 1)
+                    student.study(tp.partition, part, part[-1][0] + 1, behind=behind)
                     await asyncio.sleep(0)
+        self._agent.worked(self._agent.runtime.monotonic() - began)
         return []
+
+    def _behind_by_load(self, student: Student, oldest: Record) -> bool:
+        """Whether examples may be shed. What a verdict has it learn again is old, but no backlog."""
+        shed = self._agent.pipeline.shed
+        if shed is None or shed.examples >= 1:
+            return False
+        since_ms = self._agent.verdicts.routing.routes[student.name].since_ms
+        waited = timedelta(milliseconds=self._agent.log_ms() - oldest.timestamp)
+        return oldest.timestamp > since_ms and waited > shed.learn_after
 
     def _decoded(self, records: Sequence[Record]) -> Iterator[Numbered]:
         for record in records:
             try:
                 yield record.offset, self._decoder.decode(record.value or b"")
-            except msgspec.DecodeError as error:
+            except UNREADABLE as error:
                 log.error(
                     "unreadable example", offset=record.offset, partition=record.partition, error=str(error)
                 )
@@ -132,6 +160,7 @@ class LearnWork(Work):
         found = [s.vitals(runtime.replica, since, self._since_ms) for s in self._at_work()]
         for each in found:
             runtime.telemetry.learned(each.model, each.learned)
+            runtime.telemetry.shed_examples(each.model, each.counts.get("examples_shed", 0))
             if each.labelled:
                 live, baseline = each.error / each.labelled, each.baseline_error / each.labelled
                 runtime.telemetry.errors(each.model, live, baseline)
@@ -144,6 +173,19 @@ class Learn(Agent):
     def __init__(self, runtime: Runtime) -> None:
         super().__init__(runtime)
         self.verdicts = Verdicts(runtime)
+        self.backlog = Backlog(runtime)
+        self._rest_until = 0.0  # monotonic seconds
+
+    def resting(self) -> bool:
+        """Whether learning makes way for serving just now."""
+        return self.runtime.monotonic() < self._rest_until and self.backlog.stands()
+
+    def worked(self, seconds: float) -> None:
+        """After work of that length, a rest that leaves learning its share of the time."""
+        if self.backlog.stands():
+            now = self.runtime.monotonic()
+            rest = max(0.0, self._rest_until - now) + seconds * (1 / SHARE_BEHIND - 1)
+            self._rest_until = now + min(MAX_REST, rest)
 
     @property
     def group_topics(self) -> list[str]:
@@ -158,8 +200,8 @@ class Learn(Agent):
         return self.pipeline.topic("models")
 
     async def attend(self, stack: AsyncExitStack) -> list[Awaitable[None]]:
-        self.verdicts = Verdicts(self.runtime)
-        return await self.verdicts.follow(stack)
+        self.verdicts, self.backlog = Verdicts(self.runtime), Backlog(self.runtime)
+        return [*await self.verdicts.follow(stack), *await self.backlog.follow(stack)]
 
     async def open(self, partition: int, table: Table, inspector: Inspector) -> LearnWork:
         library = self.library(table)
@@ -174,14 +216,25 @@ class Learn(Agent):
         return LearnWork(self, partition, students)
 
     def library(self, table: Table) -> Assembler:
-        """Every version that a partition of `models` holds."""
+        """Every version that a partition of `models` holds, of those that were signed with our key."""
         library = Assembler(keep=MAX_MANIFESTS, max_bytes=LIBRARY_BYTES)  # the log itself says what is kept
         for key, value in table.items():
             try:
+                self._check_signature(key, value)
                 library.feed(key, value)
             except BadVersion as error:
                 log.error("unreadable version", key=key, error=str(error))
         return library
+
+    def _check_signature(self, key: bytes, value: bytes) -> None:
+        """Raises BadVersion for a version that is not ours: its bytes are not even opened."""
+        if not isinstance(parse_key(key), ManifestKey):
+            return
+        try:
+            manifest = Manifest.model_validate_json(value)
+        except ValidationError as error:
+            raise BadVersion(f"not a manifest: {error.errors()[0]['msg']}") from None
+        verify(manifest, self.runtime.signing_key)
 
     async def beginnings(self, inspector: Inspector) -> dict[int, int]:
         topic = self.pipeline.topic("examples")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import msgspec
@@ -13,9 +15,11 @@ from aiokafka import TopicPartition
 
 from ..models.features import FeatureFailure, FoldState
 from ..models.pipeline import CONSTANT
-from ..models.serving import Answers, Observed, Served, View, answer
+from ..models.serving import Answers, Observed, Pressure, Served, View, answer
 from ..topics.log import MAX_RECORD_BYTES, Out, Record, record_bytes
 from ..topics.messages import (
+    UNREADABLE,
+    WAITED,
     Envelope,
     Features,
     Origin,
@@ -31,12 +35,48 @@ from ..topics.store import ORIGIN, ORIGIN_ROOM, Inspector, Progress
 from .agent import Agent, Entry, Runtime, Table
 from .follow import Verdicts
 from .versions import Versions
-from .work import Tracked, resume, unreadable
+from .work import Tracked, check_store, resume, unreadable
 
 ATTEMPTS = 3  # answers to one batch while verdicts keep changing; the last is without a lease
 
+# What a batch took counts at once if it took longer, and fades by a fifth with each that took less: too
+# early is a fact for the fallback, too late a broken deadline.
+FADING = 0.8
+# Of a deadline, that the writing of a batch may be expected to take: after one that stalled, fresh facts
+# are asked for again.
+MAX_REST = 0.5
+MS = timedelta(milliseconds=1)
+
 Facts = Sequence[tuple[Record, Envelope[Any]]]
 Rows = Sequence[Features | FeatureFailure]
+
+
+@dataclass
+class Pace:
+    """Seconds that turns of all partitions lately took: per fact to ask models, and in all for the rest,
+    acknowledgement included."""
+
+    ask: float = 0.0
+    rest: float = 0.0
+    _began: float | None = None
+    _asking: float = 0.0
+    _asked: int = 0
+
+    def begin(self, now: float) -> None:
+        if self._began is None:
+            self._began, self._asking, self._asked = now, 0.0, 0
+
+    def answered(self, answers: Answers) -> None:
+        # A fallback that was asked for late facts, too, is no part of what asking costs.
+        asked = answers.observed.values()
+        self._asking += sum(each.seconds for each in asked if each.asked <= answers.punctual)
+        self._asked += answers.punctual
+
+    def end(self, now: float) -> None:
+        if self._began is not None:
+            self.rest = max(now - self._began - self._asking, self.rest * FADING)
+            self.ask = max(self._asking / self._asked if self._asked else 0.0, self.ask * FADING)
+            self._began = None
 
 
 class ScoreWork(Tracked):
@@ -60,9 +100,12 @@ class ScoreWork(Tracked):
             return dead
         rows = self._pipeline.graph.extract(self._folds, [envelope for _, envelope in facts])
         self._agent.versions.recent.extend(row for row in rows[-64:] if not isinstance(row, FeatureFailure))
-        view, answers = await self._answered(facts, rows)
+        self._agent.pace.begin(self._agent.runtime.monotonic())
+        appended = [record.timestamp for record, _ in facts]
+        view, answers = await self._answered(facts, rows, appended)
         self._cover(tp.partition, facts[0][0].offset, facts[-1][0].offset + 1)
-        self._written.append(([record.timestamp for record, _ in facts], answers))
+        self._agent.pace.answered(answers)
+        self._written.append((appended, answers))
         keys = self._join_keys(facts)
         where = partitions([key.encode() for key in keys], self._pipeline.partitions)
         predictions = self._predictions(tp, facts, rows, answers, view, keys, where)
@@ -73,21 +116,35 @@ class ScoreWork(Tracked):
         for record in records:
             try:
                 facts.append((record, self._decoder.decode(record.value or b"")))
-            except msgspec.DecodeError as error:
+            except UNREADABLE as error:
                 dead.append(unreadable(self._agent.runtime, "score", record, error))
         return facts, dead
 
-    async def _answered(self, facts: Facts, rows: Rows) -> tuple[View, Answers]:
+    async def _answered(self, facts: Facts, rows: Rows, appended: Sequence[int]) -> tuple[View, Answers]:
         """Answers under a lease that still holds when they are about to be written, or without one."""
         ids = [envelope.id for _, envelope in facts]
         clock = self._agent.runtime.monotonic
         for _ in range(ATTEMPTS - 1):
             view = await self._agent.view()
-            answers = answer(self._pipeline, view, ids, rows, clock)
+            answers = answer(self._pipeline, view, ids, rows, clock, self._pressure(appended))
             if not view.lease or await self._agent.still(view):
                 return view, answers
         view = View(self._agent.verdicts.routing, {}, lease=False)
         return view, answer(self._pipeline, view, ids, rows, clock)
+
+    def _pressure(self, appended: Sequence[int]) -> Pressure:
+        """A fact's age is by the log's own clock; one from the future of it has just come."""
+        now = self._agent.log_ms()
+        self._agent.waited(max(0, now - appended[0]))
+        pipeline, deadline = self._pipeline, self._pipeline.deadline
+        behind = pipeline.shed is not None and now - appended[0] > pipeline.backlog / MS
+        if deadline is None:
+            return Pressure(behind=behind)
+        ends = self._agent.runtime.monotonic() + deadline.total_seconds()
+        due = (ends - np.maximum(now - np.asarray(appended, dtype=np.float64), 0.0) / 1000).tolist()
+        pace = self._agent.pace
+        rest = min(pace.rest, MAX_REST * deadline.total_seconds())
+        return Pressure(due, rest, pace.ask, self._agent.to_come, behind)
 
     def _predictions(
         self,
@@ -170,7 +227,8 @@ class ScoreWork(Tracked):
         topic, fingerprint = self._pipeline.topic("shadow"), self._pipeline.fingerprint
         counted: Counter[int] = Counter()
         outs = []
-        for index, model, version, value, reason in answers.shadows:
+        # In the order of their causes: of what goes back to an earlier one, a reader takes nothing.
+        for index, model, version, value, reason in sorted(answers.shadows, key=lambda shadow: shadow.place):
             record, envelope = facts[index]
             said = ShadowAnswer(
                 id=envelope.id,
@@ -191,9 +249,11 @@ class ScoreWork(Tracked):
 
     def delivered(self) -> None:
         written, self._written = self._written, []
-        telemetry, now = self._agent.runtime.telemetry, self._agent.runtime.now()
+        telemetry, now = self._agent.runtime.telemetry, self._agent.log_ms()
+        self._agent.pace.end(self._agent.runtime.monotonic())
         for appended, answers in written:
-            telemetry.latency(np.maximum(now - np.asarray(appended, dtype=np.float64) / 1000, 0.0))
+            self._agent.shed(answers)
+            telemetry.latency(np.maximum(now - np.asarray(appended, dtype=np.float64), 0.0) / 1000)
             counts = Counter((said.asked, said.source, said.reason) for said in answers.served)
             for (model, source, reason), count in counts.items():
                 telemetry.predicted(model, source, reason, count)
@@ -239,6 +299,12 @@ class Score(Agent):
 
     def __init__(self, runtime: Runtime) -> None:
         super().__init__(runtime)
+        self.pace = Pace()
+        self._waited_ms = 0  # the longest that a fact had waited for its batch, since the last vitals
+        self._counts: Counter[str] = (
+            Counter()
+        )  # since then: facts, those that were late, those spared a model
+        self._since_ms = runtime.now_ms()
         self._follow()
 
     def _follow(self) -> None:
@@ -254,6 +320,7 @@ class Score(Agent):
         return self.pipeline.delivery == "transactional"
 
     async def attend(self, stack: AsyncExitStack) -> list[Awaitable[None]]:
+        self.pace = Pace()  # a turn that failed has no end
         self._follow()
         return [*await self.verdicts.follow(stack), *await self.versions.follow(stack)]
 
@@ -270,14 +337,31 @@ class Score(Agent):
     async def open(self, partition: int, table: Table, inspector: Inspector) -> ScoreWork:
         inputs = [TopicPartition(self.pipeline.topic("facts"), partition)]
         filtered = frozenset(self.group_topics)
+        predictions = self.pipeline.topic("predictions")
+        outputs = [TopicPartition(predictions, p) for p in range(self.pipeline.partitions)]
+        await check_store(self, partition, table, inputs, outputs, inspector)
         progress, fresh = await resume(self.pipeline, table, inputs, filtered, inspector)
         return ScoreWork(self, progress, FoldState.restore(table.items()), fresh=fresh)
 
+    def waited(self, ms: int) -> None:
+        self._waited_ms = max(self._waited_ms, ms)
+
+    def shed(self, answers: Answers) -> None:
+        """Counts what an acknowledged batch left undone."""
+        reasons = Counter(said.reason for said in answers.served)
+        self._counts["facts"] += len(answers.served)
+        for reason in (Reason.LATE, Reason.TOO_SLOW):
+            self._counts[reason.value] += reasons[reason.value]
+        for model, facts in answers.spared.items():
+            self._counts["shadows_shed"] += facts
+            self.runtime.telemetry.shed_shadows(model, facts)
+
     def own_vitals(self) -> list[Vitals]:
-        """The gate's refusals since the last call: without an answer there is no other sign of them."""
+        """How far behind this process is and what it shed, and the gate's refusals: without an answer
+        there is no other sign of them."""
         refusals, self.versions.refusals = self.versions.refusals, {}
         now = self.runtime.now_ms()
-        return [
+        refused = [
             Vitals(
                 agent="score",
                 replica=self.runtime.replica,
@@ -290,3 +374,19 @@ class Score(Agent):
             )
             for manifest, code in refusals.values()
         ]
+        return [self._backlog(now), *refused]
+
+    def _backlog(self, now: int) -> Vitals:
+        counts = {**{name: n for name, n in self._counts.items() if n}, WAITED: self._waited_ms}
+        self.runtime.telemetry.waited(self._waited_ms / 1000)
+        since, self._since_ms = self._since_ms, now
+        self._waited_ms = 0
+        self._counts.clear()
+        return Vitals(
+            agent="score",
+            replica=self.runtime.replica,
+            model="",
+            from_ms=since,
+            to_ms=now,
+            counts=counts,
+        )

@@ -13,12 +13,12 @@ from ..models.gate import Admitted, Refused, examine
 from ..models.routing import Route
 from ..models.serving import Serving
 from ..models.unpickle import AllowList
-from ..models.version import Assembler, BadVersion
+from ..models.version import KEEP, Assembler, BadVersion
 from ..topics.log import Record
 from ..topics.messages import Features, Manifest
 from ..topics.tail import Tail
 from .agent import Runtime
-from .follow import Verdicts, read_up
+from .follow import Verdicts
 
 log = structlog.get_logger(__name__)
 
@@ -35,9 +35,12 @@ class Versions:
         self._library = Assembler()
         self._allow = AllowList(runtime.pipeline.trusted)
         self._tail = Tail(runtime.connection, runtime.pipeline.topic("models"), self._apply)
-        self._examined: dict[
+        self._admitted: dict[
             str, tuple[int, str]
-        ] = {}  # model -> number and hash of the version looked at last
+        ] = {}  # model -> number and hash of the last version admitted
+        self._refused: dict[
+            str, set[tuple[int, str]]
+        ] = {}  # model -> numbers and hashes of its newest versions
         self._news = asyncio.Event()
         self.serving: Mapping[str, Serving] = {}
         self.refusals: dict[str, tuple[Manifest, str]] = {}  # since they were last taken
@@ -47,7 +50,7 @@ class Versions:
         """Reads every version there is and admits the newest; returns what must keep running."""
         stack.push_async_callback(self._tail.stop)
         await self._tail.start()
-        await read_up(self._tail)
+        await self._tail.read_up()
         await self._look()
         return [self._tail.run(), self._admit()]
 
@@ -61,7 +64,8 @@ class Versions:
     async def _admit(self) -> None:
         while True:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._news.wait(), LOOK_SECONDS)
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._news.wait()
             self._news.clear()
             await self._look()
 
@@ -72,16 +76,23 @@ class Versions:
                 await self._consider(manifest)
 
     def _newest(self, model: str, route: Route) -> Manifest | None:
-        """The newest version of the line in force, unless it was examined before."""
-        of_line = [m for m in self._library.manifests(model) if m.line == route.line]
-        if not of_line:
-            return None
-        newest = of_line[-1]
-        seen = self._examined.get(model)
-        return None if seen == (newest.version, newest.sha256) else newest
+        """The newest version of the line in force that was not refused, unless it is the one admitted last.
+
+        One that was refused does not stand in the way of those that are published under lesser numbers:
+        whose it is, nobody can say.
+        """
+        of_line = [m for m in self._library.manifests(model) if m.line == route.line][-KEEP:]
+        refused, serving = self._refused.get(model, ()), self.serving.get(model)
+        least = serving.version if serving is not None and serving.line == route.line else 0
+        for manifest in reversed(of_line):
+            at = (manifest.version, manifest.sha256)
+            if manifest.version < least or at == self._admitted.get(model):
+                return None
+            if at not in refused:
+                return manifest
+        return None
 
     async def _consider(self, manifest: Manifest) -> None:
-        self._examined[manifest.model] = (manifest.version, manifest.sha256)
         try:
             blob = self._library.blob(manifest.model, manifest.version)
             # A forest takes a second to open: facts are answered meanwhile.
@@ -108,14 +119,17 @@ class Versions:
         )
 
     def _refuse(self, manifest: Manifest, code: str, why: str) -> None:
+        known = self._library.manifests(manifest.model)[-KEEP:]
+        self._refused[manifest.model] = self._refused.get(manifest.model, set()).intersection(
+            (m.version, m.sha256) for m in known
+        ) | {(manifest.version, manifest.sha256)}
         self.refusals[manifest.model] = (manifest, code)
         self._runtime.telemetry.refused(manifest.model, code)
         log.warning("version refused", model=manifest.model, version=manifest.version, reason=why)
 
     def _swap(self, admitted: Admitted) -> None:
         m = admitted.manifest
-        self.serving = {
-            **self.serving,
-            m.model: Serving(m.model, m.version, m.line, m.learned, admitted.scorer),
-        }
+        self._admitted[m.model] = (m.version, m.sha256)
+        serving = Serving(m.model, m.version, m.line, m.learned, admitted.scorer, admitted.us_per_fact)
+        self.serving = {**self.serving, m.model: serving}
         self._runtime.telemetry.serving(m.model, m.version)

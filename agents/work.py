@@ -12,8 +12,8 @@ from aiokafka import TopicPartition
 from ..models.pipeline import Pipeline
 from ..topics.log import MAX_DEAD_BYTES, MAX_RECORD_BYTES, Out, Record, record_bytes
 from ..topics.messages import BadRecord, ErrorCode, Origin
-from ..topics.store import HEAD_KEY, ORIGIN, Head, Inspector, Progress, RevisionMismatch
-from .agent import Batch, Entry, Limits, Runtime, Work
+from ..topics.store import HEAD_KEY, ORIGIN, Head, Inspector, Progress, RevisionMismatch, StoreLost
+from .agent import Agent, Batch, Entry, Limits, Runtime, Work
 
 MAX_REASON_CHARS = 1_000  # of a dead letter: parsers may quote what they did not understand
 
@@ -99,6 +99,41 @@ async def resume(
     progress = Progress.restore(head, inputs, filtered)
     await inspector.check(progress.positions, progress.last)
     return progress, head.drained
+
+
+async def check_store(
+    agent: Agent,
+    partition: int,
+    table: Mapping[bytes, bytes],
+    inputs: Sequence[TopicPartition],
+    outputs: Sequence[TopicPartition],
+    inspector: Inspector,
+) -> None:
+    """Raises StoreLost if the store was cut, or emptied though there are outputs that cannot be made again.
+
+    Outputs by origin can, while the inputs are there from their beginning: readers pass over the copies.
+    The embedded broker cuts every topic, and outlives no agent that could have written before.
+    """
+    if not agent.runtime.transactions:
+        return
+    store = TopicPartition(agent.store, partition)
+    begin, _ = await inspector.range(store)
+    if begin:
+        raise StoreLost(
+            f"{agent.store}/{partition}: its first {begin} records were deleted, and with them part of what "
+            f"{agent.name} knows; keep it compacted only, stop {agent.name}, delete the topic and create it anew"
+        )
+    if HEAD_KEY in table:
+        return
+    begun = {tp: (await inspector.range(tp))[1] > 0 for tp in outputs}
+    again = not agent.transactional_outputs and not any((await inspector.beginnings(inputs)).values())
+    if any(begun.values()) and not again:
+        named = ", ".join(sorted({tp.topic for tp, any_ in begun.items() if any_}))
+        raise StoreLost(
+            f"{agent.store}/{partition} is empty, though {agent.name} has written to {named}: what it would "
+            f"write again cannot be told from that. Restore the store from a copy; or stop the agents, make it, "
+            f"{named} and all that is made of them anew, and start again"
+        )
 
 
 def unreadable(runtime: Runtime, agent: str, record: Record, error: Exception) -> Out:

@@ -386,10 +386,12 @@ class FeatureFailure:
     """A fact has no features: which one failed, and how. The traceback begins in the feature."""
 
     feature: str
-    error: Exception
+    error: BaseException
 
 
-def _failure(feature_name: str, error: Exception) -> FeatureFailure:
+def _failure(feature_name: str, error: BaseException) -> FeatureFailure:
+    if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+        raise error
     # The outermost frame is the batch's own; kept, it would hold the whole batch in memory.
     trace = error.__traceback__
     return FeatureFailure(feature_name, error.with_traceback(trace.tb_next if trace else None))
@@ -543,6 +545,8 @@ def _needed(nodes: Mapping[str, _Node], outputs: Iterable[str]) -> frozenset[str
     return frozenset(needed)
 
 
+COMPILED = "<features>"  # the file that a traceback names for compiled features
+
 # Compiling. Values are v_<name>, functions f_<name>, and rows are built from r_<name>.
 
 
@@ -558,7 +562,7 @@ def _source(kept: Sequence[_Node], outputs: Sequence[str]) -> str:
         "        try:",
         *(line for node in kept for line in _evaluate(node, node.name in outputs)),
         f"            row = {{{', '.join(f'{name!r}: r_{name}' for name in outputs)}}}",
-        "        except Exception as error:",
+        "        except BaseException as error:",
         "            row = failure(at, error)",
         *(line for name in folds for line in _advance(name)),
         "        rows.append(row)",
@@ -587,8 +591,9 @@ def _advance(name: str) -> Iterator[str]:
     yield "        try:"
     yield f"            s_{name}[key] = state(f_{name}(v_{name}, fact))"
     yield f"            t_{name}[key] = None"
-    yield "        except Exception as error:"
-    yield f"            row = failure({name!r}, error) if type(row) is dict else row"
+    yield "        except BaseException as error:"
+    yield f"            failed = failure({name!r}, error)"
+    yield "            row = failed if type(row) is dict else row"
 
 
 def _compiled(source: str, kept: Sequence[_Node]) -> Extract:
@@ -596,7 +601,7 @@ def _compiled(source: str, kept: Sequence[_Node]) -> Extract:
     scope |= {f"f_{node.name}": node.function for node in kept}
     # Decoding gives every key a start of its own, and cannot fail.
     scope |= {f"start_{n.name}": partial(msgspec.json.decode, n.start) for n in kept if n.kind == "fold"}
-    exec(compile(source, "<features>", "exec"), scope)
+    exec(compile(source, COMPILED, "exec"), scope)
     extract: Extract = scope["extract"]
     return extract
 

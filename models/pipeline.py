@@ -109,6 +109,25 @@ class Quality:
     min_examples: int = 500
 
 
+@dataclass(frozen=True)
+class Shed:
+    """What may be left undone under backlog. What is not declared here is done, however late.
+
+    Score is behind when the oldest fact at hand has waited for `after` (None: half of the deadline, or
+    `BACKLOG` without one); models without traffic are then asked for a share of the facts only, chosen by
+    the fact's id. Learn is behind when its oldest example has waited for `learn_after`; it then learns a
+    share of the examples, by stretches of `SHED_STRETCH` offsets, and marks the others as skipped.
+    """
+
+    shadows: float = 0.1  # share still asked: probation goes on, at a tenth of its pace
+    examples: float = 1.0  # share still learned; 1: all of them, late
+    after: timedelta | None = None
+    learn_after: timedelta = timedelta(minutes=5)  # a third of the default `max_staleness`
+
+
+BACKLOG = timedelta(seconds=1)  # ten polls: a waiting fact is no backlog before that
+SHED_STRETCH = 200  # examples learned or skipped together, so that a version's spans stay few
+
 DEDUPE = Dedupe()
 EVENT = EventFields()
 PUBLISH = Publish()
@@ -125,11 +144,15 @@ class Pipeline:
     - `shares` is the part of the traffic that each serving model gets; they sum to 1
     - `types` maps the type field of an event to its class
     - `trusted` names the modules, apart from River's, that hold parts of the estimators
+    - `backlog` is how long a fact may wait before learning makes way for serving, and `shed` applies
     - `revision` is 16 hex digits that change with all that decides which outputs a record has, and on
       which partition; agents of different revisions must not share a checkpoint
 
     Without `bounds` a classifier has those of a probability. Without `constant` the last fallback is
     0 for regression and 0.5 for a binary label, moved inside the bounds; multiclass must declare it.
+
+    A fact whose prediction could not be written within `deadline` of the fact's append is late: no model
+    but a cheap fallback is asked for it. Without a deadline nothing is ever late.
     """
 
     def __init__(
@@ -156,6 +179,8 @@ class Pipeline:
         max_pending: int = 200_000,  # predictions that wait for their outcome, per partition; ~60 MB
         quality: Quality = QUALITY,
         max_staleness: timedelta = timedelta(minutes=15),
+        deadline: timedelta | None = None,
+        shed: Shed | None = None,
     ) -> None:
         self.name = _checked_name(name)
         self.facts = facts
@@ -173,6 +198,9 @@ class Pipeline:
         self.max_pending = max_pending
         self.quality = quality
         self.max_staleness = max_staleness
+        self.deadline = deadline
+        self.shed = shed
+        self.backlog = self._checked_backlog()
         self._check_types()
         self._check_fields()
         self._check_limits()
@@ -221,6 +249,15 @@ class Pipeline:
         points = (zlib.crc32(fact_id.encode()) / HASHES for fact_id in fact_ids)
         # The sum of the shares may fall short of 1 by a rounding error.
         return [models[min(bisect.bisect_right(self._thresholds, point), last)] for point in points]
+
+    def spared(self, fact_id: str) -> bool:
+        """Whether models without traffic are asked for this fact even under backlog."""
+        return self.shed is None or zlib.crc32(b"shadow/" + fact_id.encode()) / HASHES < self.shed.shadows
+
+    def taught(self, partition: int, offset: int) -> bool:
+        """Whether the example there is learned even if learning is behind."""
+        stretch = b"%d/%d" % (partition, offset // SHED_STRETCH)
+        return self.shed is None or zlib.crc32(stretch) / HASHES < self.shed.examples
 
     @property
     def serving(self) -> tuple[str, ...]:
@@ -277,6 +314,9 @@ class Pipeline:
             "max_pending": self.max_pending,
             "quality min_examples": self.quality.min_examples,
             "max_staleness": self.max_staleness,
+            **({"deadline": self.deadline} if self.deadline is not None else {}),
+            "backlog": self.backlog,
+            **({"shed learn_after": self.shed.learn_after} if self.shed is not None else {}),
         }
         for name, value in positive.items():
             if not (value > timedelta(0) if isinstance(value, timedelta) else value > 0):
@@ -287,6 +327,22 @@ class Pipeline:
             raise self._error(f"quality margin is {self.quality.margin}; it must not be negative")
         if self.delivery not in get_args(Delivery):
             raise self._error(f"delivery is {self.delivery!r}; choose one of {', '.join(get_args(Delivery))}")
+
+    def _checked_backlog(self) -> timedelta:
+        if self.shed is not None:
+            for name in ("shadows", "examples"):
+                share = getattr(self.shed, name)
+                if not 0 <= share <= 1:
+                    raise self._error(f"shed {name} is {share}; it is a share, from 0 (none) to 1 (all)")
+        after = self.shed.after if self.shed is not None else None
+        if after is None:
+            return self.deadline / 2 if self.deadline is not None else BACKLOG
+        if self.deadline is not None and after > self.deadline:
+            raise self._error(
+                f"shed after {after} is beyond the deadline {self.deadline}; shadows go before answers do: "
+                "make it at most the deadline, or leave it out for half of it"
+            )
+        return after
 
     def _checked_models(self, models: Mapping[str, Model | Factory]) -> dict[str, Model]:
         if not models:

@@ -10,7 +10,8 @@ from ..topics.messages import Span, State, Verdict
 
 @dataclass(frozen=True)
 class Route:
-    """Where one model stands. `offset` is that of the verdict that put it there (-1: declared)."""
+    """Where one model stands. `offset` is that of the verdict that put it there (-1: declared), `since_ms`
+    when it was given."""
 
     model: str
     state: State
@@ -19,6 +20,7 @@ class Route:
     skip: tuple[Span, ...] = ()
     offset: int = -1
     incident: str = ""
+    since_ms: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,5 +57,6 @@ class Routing:
             verdict.skip,
             offset,
             verdict.incident,
+            verdict.at_ms,
         )
         return replace(self, routes={**self.routes, verdict.model: obeyed}, offset=offset)

@@ -1,22 +1,31 @@
 """Who answers a fact, and why: models asked in batches, the fallback in their place. Pure.
 
-What comes out depends on the rows, the routing, the versions and whether a lease holds; never on who
-calls, or when.
+What comes out depends on the rows, the routing, the versions, whether a lease holds, and on the time there
+is, as `clock` tells it; never on who calls.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from ..topics.messages import Answer, Features, Moments, Reason, Source, State
 from .fastpath import Raised, Scorer
 from .features import FeatureFailure
+from .gate import LIMIT_US
 from .pipeline import CONSTANT, Pipeline
 from .routing import Route, Routing
 
 ASKED_STATES = frozenset({State.LIVE, State.SHADOW, State.PROBATION})
+# µs per fact; a fact costs about three times that before any model is asked. A fallback that takes longer
+# is no cheap one: late facts get the constant.
+CHEAP_US = 20.0
+SLICE = 8  # facts between two looks at the clock, of an estimator that takes them one by one
+# seconds a model may take over a batch beyond what the gate allows its facts: less than a lease, more than
+# a pause of the collector.
+GRACE = 0.1
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,25 @@ class Serving:
     line: int
     learned: int
     scorer: Scorer
+    us_per_fact: float | None = None  # as the gate measured it
+
+
+@dataclass(frozen=True)
+class Pressure:
+    """What time there is for a batch. `due` is, by fact, the second of `clock` at which its deadline passes.
+
+    `rest` and `ask` are what lately was needed beside asking models (until all was written), and per fact
+    for asking them; both in seconds. `batches` are still to be answered before anything is written.
+    """
+
+    due: Sequence[float] | None = None  # None: no deadline is declared
+    rest: float = 0.0
+    ask: float = 0.0
+    batches: int = 1  # this one included
+    behind: bool = False  # models without traffic are asked for the pipeline's share only
+
+
+NO_PRESSURE = Pressure()
 
 
 @dataclass(frozen=True)
@@ -77,7 +105,7 @@ class Observed:
     asked: int = 0
     served: int = 0
     out_of_bounds: int = 0
-    raised: int = 0
+    raised: int = 0  # those that took too long among them
     seconds: float = 0.0
     answers: Moments = field(default_factory=Moments)
 
@@ -96,33 +124,70 @@ class Answers:
     served: list[Served]
     shadows: list[Shadow]
     observed: dict[str, Observed]
+    spared: dict[str, int] = field(
+        default_factory=dict
+    )  # facts that a model without traffic was not asked for
+    punctual: int = 0  # facts that were not late to begin with
+
+
+def punctual(pressure: Pressure, now: float) -> frozenset[int] | None:
+    """The most facts that can be answered by models before their deadlines; None: all of them.
+
+    A batch is written at once, so those with the most time left come first: as many as can all wait
+    for the last of them, and for as many of the batches that are written with it.
+    """
+    due, ready, ask = pressure.due, now + pressure.rest, pressure.ask * pressure.batches
+    if due is None or ready + len(due) * ask <= min(due, default=math.inf):
+        return None
+    latest_first = sorted(range(len(due)), key=due.__getitem__, reverse=True)
+    for asked, i in enumerate(latest_first):
+        if ready + (asked + 1) * ask > due[i]:
+            return frozenset(latest_first[:asked])
+    return None
 
 
 Rows = Sequence[Features | FeatureFailure]
 
 
 def answer(
-    pipeline: Pipeline, view: View, ids: Sequence[str], rows: Rows, clock: Callable[[], float]
+    pipeline: Pipeline,
+    view: View,
+    ids: Sequence[str],
+    rows: Rows,
+    clock: Callable[[], float],
+    pressure: Pressure = NO_PRESSURE,
 ) -> Answers:
     """One `Served` per row, in order, each inside the bounds; `clock` is monotonic seconds."""
     asked = pipeline.route_for(ids)
+    in_time = punctual(pressure, clock())
+    questions, spared = _questions(pipeline, view, asked, ids, rows, in_time, pressure.behind)
     said: dict[str, _Said] = {}
-    for model, where in _questions(pipeline, view, asked, rows).items():
+    for model, where in questions.items():
         version = view.askable(model)
         if version is not None and where:
             said[model] = _ask(pipeline, version, where, rows, clock)
     fallback = said.get(pipeline.fallback)
     if fallback is not None and warming(pipeline, fallback.version):
         fallback = None
+    count = len(rows) if in_time is None else len(in_time)
+    late = _late(pressure, in_time, len(rows), clock() + (pressure.batches - 1) * count * pressure.ask)
     served = []
     for i, model in enumerate(asked):
         baseline = fallback.good.get(i) if fallback else None
-        served.append(_served(pipeline, view, said.get(model), i, model, rows[i], baseline))
+        served.append(_served(pipeline, view, said.get(model), i, model, rows[i], baseline, i in late))
     observed = {model: each.observed for model, each in said.items()}
     for each in served:
         if each.source is Source.MODEL:
             observed[each.model].served += 1
-    return Answers(served, _shadows(pipeline, view, said), observed)
+    return Answers(served, _shadows(pipeline, view, said), observed, spared, count)
+
+
+def _late(pressure: Pressure, in_time: frozenset[int] | None, count: int, now: float) -> Collection[int]:
+    """The facts that no model may answer, looked at again now that the models have been asked."""
+    due, written = pressure.due, now + pressure.rest
+    if due is None or (in_time is None and written <= min(due, default=math.inf)):
+        return ()
+    return {i for i in range(count) if (in_time is not None and i not in in_time) or due[i] < written}
 
 
 @dataclass(frozen=True)
@@ -135,16 +200,39 @@ class _Said:
     observed: Observed
 
 
-def _questions(pipeline: Pipeline, view: View, asked: Sequence[str], rows: Rows) -> dict[str, list[int]]:
-    """Which rows each model is asked: its own traffic, or all of them where it has none."""
+def _questions(
+    pipeline: Pipeline,
+    view: View,
+    asked: Sequence[str],
+    ids: Sequence[str],
+    rows: Rows,
+    in_time: frozenset[int] | None,
+    behind: bool,
+) -> tuple[dict[str, list[int]], dict[str, int]]:
+    """Which rows each model is asked: its own traffic, or all of them where it has none.
+
+    Late rows are the fallback's, if it is cheap. Also: how many each model without traffic is spared.
+    """
     whole = [i for i, row in enumerate(rows) if not isinstance(row, FeatureFailure)]
-    questions = {}
+    timely = whole if in_time is None else [i for i in whole if i in in_time]
+    sampled = [i for i in timely if pipeline.spared(ids[i])] if behind else timely
+    questions, spared = {}, {}
     for model, route in view.routing.routes.items():
-        if has_traffic(pipeline, route) and len(pipeline.shares) > 1 and model != pipeline.fallback:
-            questions[model] = [i for i in whole if asked[i] == model]
+        if model == pipeline.fallback:
+            questions[model] = whole if cheap(view.versions.get(model)) else timely
+        elif has_traffic(pipeline, route):
+            many = len(pipeline.shares) > 1
+            questions[model] = [i for i in timely if asked[i] == model] if many else timely
         else:
-            questions[model] = whole
-    return questions
+            questions[model] = sampled
+            if len(sampled) < len(whole) and view.askable(model) is not None:
+                spared[model] = len(whole) - len(sampled)
+    return questions, spared
+
+
+def cheap(version: Serving | None) -> bool:
+    """Whether the fallback model may be asked even for late facts."""
+    return version is not None and version.us_per_fact is not None and version.us_per_fact <= CHEAP_US
 
 
 def has_traffic(pipeline: Pipeline, route: Route) -> bool:
@@ -167,19 +255,19 @@ def _ask(
         assert not isinstance(row, FeatureFailure)
         asked.append(row if whole else {name: row[name] for name in names})
     began = clock()
-    answers = version.scorer(asked)
+    answers = _in_time(version.scorer, asked, clock)
     seconds = clock() - began
     good: dict[int, Answer] = {}
-    bad: dict[int, Reason] = {}
+    bad: dict[int, Reason] = dict.fromkeys(where[len(answers) :], Reason.TOO_SLOW)
     admits = pipeline.bounds.admits
-    for i, each in zip(where, answers, strict=True):
+    for i, each in zip(where, answers, strict=False):
         if isinstance(each, Raised):
             bad[i] = Reason.RAISED
         elif admits(each):
             good[i] = each
         else:
             bad[i] = Reason.OUT_OF_BOUNDS
-    raised = sum(reason is Reason.RAISED for reason in bad.values())
+    raised = sum(reason is not Reason.OUT_OF_BOUNDS for reason in bad.values())
     observed = Observed(
         version=version.version,
         line=version.line,
@@ -192,6 +280,21 @@ def _ask(
     return _Said(version, good, bad, observed)
 
 
+def _in_time(
+    scorer: Scorer, rows: Sequence[Features], clock: Callable[[], float]
+) -> Sequence[Answer | Raised]:
+    """The answers to the first rows: to all of them, unless the estimator is slower than the gate allows."""
+    if scorer.fast:
+        return scorer(rows)
+    answers: list[Answer | Raised] = []
+    limit = clock() + GRACE
+    for start in range(0, len(rows), SLICE):
+        answers += scorer(rows[start : start + SLICE])
+        if clock() > limit + len(answers) * LIMIT_US / 1e6:
+            break
+    return answers
+
+
 def _served(
     pipeline: Pipeline,
     view: View,
@@ -200,8 +303,9 @@ def _served(
     model: str,
     row: Features | FeatureFailure,
     baseline: Answer | None,
+    late: bool,
 ) -> Served:
-    reason = _why_not(pipeline, view, said, i, model, row)
+    reason = _why_not(pipeline, view, said, i, model, row, late)
     if not reason:
         assert said is not None
         return Served(said.good[i], Source.MODEL, "", model, model, said.version.version, baseline)
@@ -218,6 +322,7 @@ def _why_not(
     i: int,
     model: str,
     row: Features | FeatureFailure,
+    late: bool,
 ) -> str:
     """Why the model does not answer this fact; "" if it does."""
     if isinstance(row, FeatureFailure):
@@ -226,6 +331,8 @@ def _why_not(
         return Reason.NO_LEASE.value
     if view.routing.routes[model].state is not State.LIVE:
         return Reason.QUARANTINED.value
+    if late:
+        return Reason.LATE.value
     if said is None:
         return Reason.NO_VERSION.value
     if warming(pipeline, said.version):

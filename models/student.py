@@ -11,7 +11,7 @@ import structlog
 
 from ..topics.messages import Answer, Example, Features, Manifest, Source, Span, Vitals
 from .fastpath import Scorer
-from .pipeline import Pipeline
+from .pipeline import SHED_STRETCH, Pipeline
 from .quality import learn, learn_many, loss
 from .routing import Route
 from .unpickle import AllowList
@@ -116,17 +116,23 @@ class Student:
             self._skipped = extend(self._skipped, partition, start, offset, False)
             self.offsets[partition] = offset
 
-    def study(self, partition: int, batch: Sequence[Numbered], end: int) -> None:
-        """Learns the examples of a partition up to `end`; those learned before are passed over."""
+    def study(self, partition: int, batch: Sequence[Numbered], end: int, *, behind: bool = False) -> None:
+        """Learns the examples of a partition up to `end`; those learned before are passed over.
+
+        Of a learner that is behind only those that the pipeline does not allow to shed.
+        """
         start = self.offsets.get(partition, 0)
         fresh = [(offset, example) for offset, example in batch if offset >= start]
         if not fresh:
             return
         ours = self.fingerprint
-        self._examine([example for _, example in fresh if example.fingerprint == ours])
+        shed = self._to_shed(partition, start, end) if behind else []
+        kept = [(o, e) for o, e in fresh if not any(s.start <= o < s.end for s in shed)] if shed else fresh
+        self._seen.shed += len(fresh) - len(kept)
+        self._examine([example for _, example in kept if example.fingerprint == ours])
         # Features that other code made are not what this version would be served with.
         foreign = [Span(partition, o, o + 1) for o, example in fresh if example.fingerprint != ours]
-        for span, skipped in _segments(partition, start, end, (*self._skip, *_joined(foreign))):
+        for span, skipped in _segments(partition, start, end, (*self._skip, *_joined(foreign), *shed)):
             if skipped:
                 self._skipped = extend(self._skipped, partition, span.start, span.end, False)
                 continue
@@ -134,6 +140,12 @@ class Student:
             self._spans = extend(self._spans, partition, span.start, span.end, self._model.mini_batch)
         self.offsets[partition] = end
         self._seen.spans = extend(self._seen.spans, partition, start, end, False)
+
+    def _to_shed(self, partition: int, start: int, end: int) -> list[Span]:
+        """By whole stretches of offsets, whatever the batches: how many spans that makes is bounded."""
+        first = start - start % SHED_STRETCH
+        stretches = (Span(partition, o, o + SHED_STRETCH) for o in range(first, end, SHED_STRETCH))
+        return _joined([s for s in stretches if not self._pipeline.taught(partition, s.start)])
 
     def _learn(self, examples: Sequence[Example]) -> None:
         rows = [interned(self._own(example.features)) for example in examples]
@@ -273,6 +285,7 @@ class Student:
             labelled=seen.error.count,
             error=seen.error.total,
             baseline_error=seen.error.baseline_total,
+            counts={"examples_shed": seen.shed} if seen.shed else {},
         )
 
 
@@ -303,6 +316,7 @@ class _Seen:
         self.error = _Paired()
         self.learned = 0
         self.raised = 0
+        self.shed = 0
         self.spans: tuple[Span, ...] = ()
 
 

@@ -40,6 +40,7 @@ HEARTBEAT_S = 1.5  # four per session
 # Nobody reads the table's changelog as a stream, nor vitals while there are none; Faust would call both
 # hanging after 300 s, and say so for ever. A supervisor that hears nothing is noticed by its seat in the group.
 IDLE_S = 10 * 365 * 86_400.0
+REQUEST_S = 15.0  # of one request, for its connection may be dead; twice as long as a rebalance
 COMMIT_S = 1.0  # between commits of vitals; what is repeated after a crash is known by its spans
 FETCH_WAIT_MS = 250  # the embedded broker holds an empty fetch this long; Faust's own 1500 would show
 LISTEN_S = 1.0  # between looks at whether Faust is in its group
@@ -265,6 +266,7 @@ class Supervisor(Service):
             broker_rebalance_timeout=SESSION_S,
             broker_heartbeat_interval=HEARTBEAT_S,
             broker_commit_interval=COMMIT_S,
+            broker_request_timeout=REQUEST_S,
             stream_processing_timeout=IDLE_S,
             store="memory://",
         )

@@ -9,6 +9,14 @@ from tests.brokers.broker import Broker
 from tests.brokers.kafka import KafkaCluster
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of tests/faults; pytest reads them from this file only."""
+    group = parser.getgroup("faults")
+    group.addoption("--runs", type=int, default=1, help="runs of each fault, each with a seed of its own")
+    group.addoption("--seed", type=int, default=None, help="run exactly this seed of each fault")
+    group.addoption("--report", default=None, help="file for what came of each run, as JSON")
+
+
 @pytest.fixture(scope="session")
 def embedded() -> Iterator[EmbeddedBroker]:
     """Shared by all tests: one that takes it down or moves leaders starts its own."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 
-from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin import NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
-from aiokafka.errors import TopicAlreadyExistsError, for_code
+from aiokafka.errors import GroupAuthorizationFailedError, KafkaError, TopicAlreadyExistsError, for_code
 
 from .connection import Connection
 from .embedded import EmbeddedBroker, is_embedded
 from .log import MAX_DEAD_BYTES
+from .rights import NotAllowed, Right, operations
 
 EVENT_BYTES = 11_000_000  # an event this large still becomes a dead letter with its own bytes
 FOREVER = timedelta(milliseconds=-1)
@@ -106,7 +108,7 @@ class Catalog:
     """Creates and compares topics on one cluster."""
 
     def __init__(self, connection: Connection, replication: Replication = Replication()) -> None:
-        self._admin = AIOKafkaAdminClient(**connection.client_options())
+        self._admin = connection.admin()
         self._replication = replication
 
     async def __aenter__(self) -> Catalog:
@@ -123,6 +125,35 @@ class Catalog:
     async def missing(self, specs: Iterable[TopicSpec]) -> list[TopicSpec]:
         existing = set(await self._admin.list_topics())
         return [spec for spec in specs if spec.name not in existing]
+
+    async def check_rights(self, needed: Mapping[str, Iterable[str]]) -> None:
+        """`needed`: operations by topic. Raises TopicMissing for the first that does not exist, NotAllowed
+        for all that is missing."""
+        if await self.embedded():  # which allows everything, and would create what it is asked for
+            existing = set(await self._admin.list_topics())
+            allowed = {topic: frozenset(needed[topic]) if topic in existing else None for topic in needed}
+        else:
+            allowed = dict(await operations(self._admin, needed))
+        missing = [
+            Right(operation, "topic", topic)
+            for topic, may in allowed.items()
+            if may is not None
+            for operation in needed[topic]
+            if operation not in may
+        ]
+        if missing:
+            raise NotAllowed(missing)
+        for topic in needed:
+            if allowed.get(topic) is None:
+                raise TopicMissing(topic)
+
+    async def check_group(self, group: str) -> None:
+        """Raises NotAllowed if we may not be in the group. What else goes wrong shows where it is joined."""
+        with suppress(KafkaError):
+            try:
+                await self._admin.find_coordinator(group)
+            except GroupAuthorizationFailedError:
+                raise NotAllowed([Right("Read", "group", group)]) from None
 
     async def create(self, specs: Sequence[TopicSpec]) -> list[TopicSpec]:
         """Creates those that are missing, and returns them once they can be seen.
@@ -153,9 +184,9 @@ class Catalog:
         return {d["topic"]: len(d["partitions"]) for d in described}
 
     async def partition_count(self, topic: str) -> int:
-        """Raises TopicMissing."""
+        """Raises TopicMissing, NotAllowed."""
         if topic not in await self._admin.list_topics():
-            raise TopicMissing(topic)
+            await self.check_rights({topic: ["Describe"]})
         return (await self.partition_counts([topic]))[topic]
 
     async def _partition_differences(self, specs: Sequence[TopicSpec]) -> list[Difference]:

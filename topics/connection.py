@@ -7,7 +7,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from aiokafka.abc import AbstractTokenProvider
+from aiokafka.admin import AIOKafkaAdminClient
 
 SECURITY_PROTOCOLS = ("PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 SASL_MECHANISMS = ("PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "GSSAPI", "OAUTHBEARER")
@@ -75,6 +77,17 @@ class Connection:
         if self._protocol.startswith("SASL"):
             options |= self._sasl_options()
         return options
+
+    # Every client of an agent is made here, so that a connection may lead to another log than a broker's.
+
+    def consumer(self, **options: Any) -> AIOKafkaConsumer:
+        return AIOKafkaConsumer(**self.client_options(), **options)
+
+    def producer(self, **options: Any) -> AIOKafkaProducer:
+        return AIOKafkaProducer(**self.client_options(), **options)
+
+    def admin(self) -> AIOKafkaAdminClient:
+        return AIOKafkaAdminClient(**self.client_options())
 
     def faust_options(self) -> dict[str, Any]:
         """Keyword arguments for `faust.App`: `broker`, and `broker_credentials` unless PLAINTEXT."""

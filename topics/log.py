@@ -40,9 +40,11 @@ MAX_DEAD_BYTES = 12_000_000  # of a dead letter: an event that was too large its
 BATCH_BYTES = 900_000  # of one produce batch, below the broker's limit with room for its framing
 FETCH_WAIT_MS = 100  # a fetch on the old position delays a seek by this at most
 DELIVERY_TIMEOUT_MS = 30_000  # of one batch, a commit or a fencing, retries included; then it has failed
+REQUEST_TIMEOUT_MS = 10_000  # of one request: a dead connection is given up, and two more fit into a delivery
 TRANSACTION_TIMEOUT_MS = 10_000  # a stalled writer holds up read_committed readers this long at most
 PROGRESS_SECONDS = 1.0  # a commit that only tools read may take from the data's time
 STOP_SECONDS = 2.0  # a producer may take to stop; Ctrl-C promises 5 s in all
+STOP_LOOK_SECONDS = 0.05  # between looks at whether a consumer has stopped
 RETRY_BACKOFF_MS = 20  # between retries of one request
 TRANSACTION_BACKOFF_MS = 2  # a transaction's end is polled this often; see docs/design.md, measured
 
@@ -93,18 +95,32 @@ def record_bytes(key: bytes | None, value: bytes | None, headers: Headers) -> in
 
 def consumer(connection: Connection, **options: object) -> AIOKafkaConsumer:
     """A consumer that never resets an offset by itself and never sees an aborted record."""
-    return AIOKafkaConsumer(
-        **connection.client_options(),
+    return connection.consumer(
         **{
             "enable_auto_commit": False,
             "auto_offset_reset": "none",
             "isolation_level": "read_committed",
             "fetch_max_wait_ms": FETCH_WAIT_MS,
             "max_partition_fetch_bytes": 2_000_000,
+            "request_timeout_ms": REQUEST_TIMEOUT_MS,
             "retry_backoff_ms": RETRY_BACKOFF_MS,
             **options,
         },
     )
+
+
+async def stop_consumer(consumer: AIOKafkaConsumer) -> None:
+    """Stops it, however it was just assigned.
+
+    While aiokafka's fetcher drops an old assignment it takes its own cancellation for that of a fetch,
+    goes on, and `stop` waits for ever: so it is cancelled again until it ends.
+    """
+    stopping = asyncio.ensure_future(consumer.stop())
+    while not (await asyncio.wait([stopping], timeout=STOP_LOOK_SECONDS))[0]:
+        fetcher = getattr(consumer, "_fetcher", None)
+        if fetcher is not None:
+            fetcher._fetch_task.cancel()
+    await stopping
 
 
 class Reader:
@@ -119,7 +135,7 @@ class Reader:
         await self._consumer.start()
 
     async def stop(self) -> None:
-        await self._consumer.stop()
+        await stop_consumer(self._consumer)
 
     def read_from(self, positions: Mapping[TopicPartition, int]) -> None:
         """Replaces what is read. Records fetched from earlier positions are dropped."""
@@ -174,15 +190,17 @@ class Writer:
         self._connection = connection
         self._producer: AIOKafkaProducer | None = None
         self._spent: DeliveryError | None = None
+        self.appended_ms: int | None = (
+            None  # by the broker's clock, of the last write; None: it stamps nothing
+        )
 
     async def start(self) -> None:
-        self._producer = AIOKafkaProducer(
-            **self._connection.client_options(),
+        self._producer = self._connection.producer(
             acks="all",
             enable_idempotence=True,
             max_batch_size=BATCH_BYTES,
             max_request_size=MAX_DEAD_BYTES + 100_000,
-            request_timeout_ms=DELIVERY_TIMEOUT_MS,
+            request_timeout_ms=REQUEST_TIMEOUT_MS,
             retry_backoff_ms=RETRY_BACKOFF_MS,
         )
         await self._producer.start()
@@ -197,7 +215,7 @@ class Writer:
         if self._spent is not None:
             raise self._spent
         try:
-            await _deliver(self._producer, outs)
+            self.appended_ms = await _deliver(self._producer, outs)
         except DeliveryError as error:
             self._spent = DeliveryError(str(error))  # a fresh one: the other's traceback holds the batch
             raise
@@ -212,15 +230,14 @@ class FencedWriter:
     def __init__(self, connection: Connection, transactional_id: str, *, transactions: bool) -> None:
         self._transactions = transactions
         self._spent: Fenced | DeliveryError | None = None
-        self._producer = AIOKafkaProducer(
-            **connection.client_options(),
+        self._producer = connection.producer(
             acks="all",
             enable_idempotence=True,
             transactional_id=transactional_id if transactions else None,
             transaction_timeout_ms=TRANSACTION_TIMEOUT_MS,
             max_batch_size=BATCH_BYTES,
             max_request_size=MAX_DEAD_BYTES + 100_000,
-            request_timeout_ms=DELIVERY_TIMEOUT_MS,
+            request_timeout_ms=REQUEST_TIMEOUT_MS,
             retry_backoff_ms=TRANSACTION_BACKOFF_MS,
         )
 
@@ -278,7 +295,8 @@ async def _in_time(what: str) -> AsyncIterator[None]:
 async def _stop(producer: AIOKafkaProducer) -> None:
     """A producer waits for its last batches as it stops; of a broker that is gone, not for ever."""
     try:
-        await asyncio.wait_for(producer.stop(), STOP_SECONDS)
+        async with asyncio.timeout(STOP_SECONDS):
+            await producer.stop()
     except TimeoutError:
         # What stop() did not come to: without it the sender would go on trying, unseen.
         sender = producer._sender.sender_task
@@ -287,16 +305,20 @@ async def _stop(producer: AIOKafkaProducer) -> None:
         await producer.client.close()
 
 
-async def _deliver(producer: AIOKafkaProducer, outs: Iterable[Out]) -> None:
+async def _deliver(producer: AIOKafkaProducer, outs: Iterable[Out]) -> int | None:
+    """The append time of the last batch, if the topic takes the broker's."""
+    appended = None
     waiting: dict[tuple[str, int], list[BatchBuilder]] = defaultdict(list)
     for out in outs:
         _append(producer, waiting[out.topic, out.partition], out)
     try:
         while waiting:
-            await _deliver_round(producer, {place: batches.pop(0) for place, batches in waiting.items()})
+            round_ = {place: batches.pop(0) for place, batches in waiting.items()}
+            appended = await _deliver_round(producer, round_)
             waiting = defaultdict(list, {place: batches for place, batches in waiting.items() if batches})
     except KafkaError as error:
         raise DeliveryError(repr(error)) from error
+    return appended
 
 
 def _append(producer: AIOKafkaProducer, batches: list[BatchBuilder], out: Out) -> None:
@@ -316,7 +338,9 @@ def _fits(batch: BatchBuilder, out: Out) -> bool:
     return added is not None
 
 
-async def _deliver_round(producer: AIOKafkaProducer, batches: Mapping[tuple[str, int], BatchBuilder]) -> None:
+async def _deliver_round(
+    producer: AIOKafkaProducer, batches: Mapping[tuple[str, int], BatchBuilder]
+) -> int | None:
     """One batch to each partition, all awaited, so that no partition has two on the way."""
     futures = []
     for (topic, partition), batch in batches.items():
@@ -331,6 +355,8 @@ async def _deliver_round(producer: AIOKafkaProducer, batches: Mapping[tuple[str,
     for outcome in outcomes:
         if isinstance(outcome, BaseException):
             raise outcome
+    stamps = [stamp for outcome in outcomes if (stamp := getattr(outcome, "timestamp", -1)) > 0]
+    return max(stamps, default=None)
 
 
 OnAssigned = Callable[[frozenset[TopicPartition]], Awaitable[None]]
@@ -342,6 +368,7 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka i
 
     Kept apart from reading so that no client default ever decides a position. Both callbacks run
     inside the rebalance: `revoked` must return only once nothing of the old assignment is at work.
+    A member with a name takes its place again, if it comes back within its session.
     """
 
     def __init__(
@@ -353,17 +380,22 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka i
         assigned: OnAssigned,
         revoked: OnRevoked,
         session_timeout_ms: int,
+        name: str | None = None,
     ) -> None:
         self._assigned, self._revoked = assigned, revoked
         self._topics = list(topics)
+        rebalance_ms = max(session_timeout_ms, DELIVERY_TIMEOUT_MS)
         self._consumer = consumer(
             connection,
             group_id=group,
+            group_instance_id=name,
             # aiokafka's default assignor may split partition p of two topics between members.
             partition_assignment_strategy=(RangePartitionAssignor,),
             session_timeout_ms=session_timeout_ms,
             heartbeat_interval_ms=session_timeout_ms // 4,
-            rebalance_timeout_ms=max(session_timeout_ms, DELIVERY_TIMEOUT_MS),
+            rebalance_timeout_ms=rebalance_ms,
+            # A join is answered when every member has joined, or the rebalance is over without some.
+            request_timeout_ms=rebalance_ms + REQUEST_TIMEOUT_MS,
             max_partition_fetch_bytes=1,
         )
 
@@ -372,7 +404,11 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka i
         self._consumer.subscribe(self._topics, listener=self)
 
     async def stop(self) -> None:
-        await self._consumer.stop()
+        # aiokafka lets a named member's place wait for its session; who leaves in order gives it up at once.
+        coordinator = self._consumer._coordinator
+        if coordinator is not None:
+            coordinator._group_instance_id = None
+        await stop_consumer(self._consumer)
 
     async def watch(self) -> None:
         """Runs for ever; raises what the coordinator could not recover from."""

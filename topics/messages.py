@@ -89,6 +89,8 @@ class Reason(StrEnum):
     RAISED = "raised"  # the estimator raised
     FEATURE_FAILED = "feature_failed"  # a feature raised or was not finite
     NO_LEASE = "no_lease"  # the verdicts could not be read to their end in time
+    LATE = "late"  # the fact's deadline would have passed before a model's answer was written
+    TOO_SLOW = "too_slow"  # the model took longer over the batch's earlier facts than the gate allows
 
 
 class Prediction(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
@@ -158,6 +160,10 @@ class ErrorCode(StrEnum):
     NO_KEY = "no_key"
     BAD_CLOUDEVENT = "bad_cloudevent"
     UNREADABLE = "unreadable"  # a record on one of our own topics that does not decode
+
+
+# What decoding one of our own records may raise: msgspec lets the error of a text that is not UTF-8 through.
+UNREADABLE = (msgspec.DecodeError, UnicodeDecodeError)
 
 
 class BadRecord(Exception):
@@ -254,6 +260,9 @@ class Moments(ControlRecord):
     squares: float = 0.0
     low: float | None = None
     high: float | None = None
+
+
+WAITED = "waited_ms"  # in the counts of score's vitals without a model: the longest that a fact had to wait
 
 
 class Vitals(ControlRecord):

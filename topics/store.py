@@ -14,12 +14,14 @@ import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from .connection import Connection
-from .log import Record, SourceGap, consumer
+from .log import Record, SourceGap, consumer, stop_consumer
 from .messages import Origin
+from .patience import Patience
 
 HEAD_KEY = b"head"
 ORIGIN = "origin"  # the header that names a record's cause
 ORIGIN_ROOM = ((ORIGIN, b"0" * 280),)  # as large as one gets: a topic's 249 characters and three numbers
+FETCH_WAIT_MS = 1  # all that is asked for is there already, and what is asked next would wait behind a fetch
 READ_TIMEOUT_MS = 1_000  # one poll of a takeover's read; an unreachable broker fails the client before
 
 
@@ -42,6 +44,10 @@ class Head(msgspec.Struct, frozen=True):
 
 class RevisionMismatch(Exception):
     """A store was written under another revision of the pipeline, by agents that may still write."""
+
+
+class StoreLost(Exception):
+    """A store holds less than its agent wrote: going on from it would lose, double or alter."""
 
 
 def place(tp: TopicPartition) -> str:
@@ -132,17 +138,21 @@ def origin_header(record: Record) -> bytes | None:
 
 
 class Inspector:
-    """Reads single partitions to their end, and single records; for takeovers, not for the hot path."""
+    """Reads single partitions to their end, and single records; for takeovers, not for the hot path.
+
+    Every read raises TopicMissing or NoAnswer if it stands still.
+    """
 
     def __init__(self, connection: Connection) -> None:
-        self._consumer: AIOKafkaConsumer = consumer(connection)
+        self._connection = connection
+        self._consumer: AIOKafkaConsumer = consumer(connection, fetch_max_wait_ms=FETCH_WAIT_MS)
 
     async def __aenter__(self) -> Inspector:
         await self._consumer.start()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        await self._consumer.stop()
+        await stop_consumer(self._consumer)
 
     async def read_all(self, tp: TopicPartition) -> list[Record]:
         """Every committed record of the partition as of now."""
@@ -161,14 +171,18 @@ class Inspector:
             return
         self._consumer.assign([tp])
         self._consumer.seek(tp, begin)
-        while await self._consumer.position(tp) < end:
+        patience = Patience(self._connection, tp.topic)
+        while (position := await self._consumer.position(tp)) < end:
+            await patience.at(position)
             got = await self._consumer.getmany(tp, timeout_ms=READ_TIMEOUT_MS)
             yield got.get(tp, ())
+        self._consumer.assign([])  # aiokafka would go on asking for what comes next
 
     async def range(self, tp: TopicPartition) -> tuple[int, int]:
         """(the log's start, its end as read_committed sees it)."""
-        begin = await self._consumer.beginning_offsets([tp])
-        end = await self._consumer.end_offsets([tp])
+        async with Patience(self._connection, tp.topic).answer("no offsets"):
+            begin = await self._consumer.beginning_offsets([tp])
+            end = await self._consumer.end_offsets([tp])
         return begin[tp], end[tp]
 
     async def check(
@@ -187,14 +201,18 @@ class Inspector:
     async def _record_at(self, tp: TopicPartition, offset: int) -> Record | None:
         self._consumer.assign([tp])
         self._consumer.seek(tp, offset)
-        while await self._consumer.position(tp) <= offset:
+        patience = Patience(self._connection, tp.topic)
+        while (position := await self._consumer.position(tp)) <= offset:
+            await patience.at(position)
             got = await self._consumer.getmany(tp, timeout_ms=READ_TIMEOUT_MS, max_records=1)
             for record in got.get(tp, ()):
+                self._consumer.assign([])
                 return record if record.offset == offset else None
         return None
 
     async def beginnings(self, tps: Collection[TopicPartition]) -> dict[TopicPartition, int]:
-        return dict(await self._consumer.beginning_offsets(list(tps)))
+        async with Patience(self._connection, *{tp.topic for tp in tps}).answer("no offsets"):
+            return dict(await self._consumer.beginning_offsets(list(tps)))
 
 
 def latest(records: Iterable[Record]) -> dict[bytes, bytes]:
@@ -205,11 +223,13 @@ def latest(records: Iterable[Record]) -> dict[bytes, bytes]:
 
 
 def fold(table: dict[bytes, bytes], records: Iterable[Record]) -> None:
-    """Brings a table up to date: the last value of a key counts, tombstones remove."""
+    """Brings a table up to date: the last value of a key counts, tombstones remove.
+
+    Its entries stand in the order in which they were written last, as compaction leaves them.
+    """
     for record in records:
         if record.key is None:
             continue
-        if record.value is None:
-            table.pop(record.key, None)
-        else:
+        table.pop(record.key, None)
+        if record.value is not None:
             table[record.key] = record.value

@@ -127,6 +127,18 @@ class Metric(Enum):
         "Seconds from the append of a fact to the log until its prediction was written.",
         _SECONDS,
     )
+    SHADOWS_SHED = (
+        "riverkeeper_shadow_answers_shed_total",
+        Kind.COUNTER,
+        ("model",),
+        "Facts that a model without traffic was not asked for, because the fact was late or score behind.",
+    )
+    FACT_WAITED = (
+        "riverkeeper_fact_waited_seconds",
+        Kind.GAUGE,
+        (),
+        "The longest that a fact had waited when its batch was begun, over the last window of vitals.",
+    )
     SERVING_VERSION = (
         "riverkeeper_serving_version",
         Kind.GAUGE,
@@ -186,6 +198,18 @@ class Metric(Enum):
         Kind.COUNTER,
         ("model",),
         "Examples that a model has learned in this process.",
+    )
+    EXAMPLES_SHED = (
+        "riverkeeper_examples_shed_total",
+        Kind.COUNTER,
+        ("model",),
+        "Examples that a model behind by load has passed over, as its pipeline allows.",
+    )
+    LEARNING_WAITS = (
+        "riverkeeper_learning_waits",
+        Kind.GAUGE,
+        (),
+        "1 while learning is slowed because score is behind, else 0.",
     )
     LIVE_ERROR = (
         "riverkeeper_live_error",
@@ -329,6 +353,12 @@ class Telemetry:
         """One value per fact of a batch: from its append until its prediction was acknowledged."""
         self._distributions[Metric.PREDICTION_LATENCY].labels().observe_many(seconds)
 
+    def shed_shadows(self, model: str, facts: int) -> None:
+        self._count(Metric.SHADOWS_SHED, facts, model)
+
+    def waited(self, seconds: float) -> None:
+        self._set(Metric.FACT_WAITED, seconds)
+
     def serving(self, model: str, version: int) -> None:
         self._set(Metric.SERVING_VERSION, version, model)
 
@@ -355,6 +385,12 @@ class Telemetry:
 
     def learned(self, model: str, examples: int) -> None:
         self._count(Metric.LEARNED_EXAMPLES, examples, model)
+
+    def shed_examples(self, model: str, examples: int) -> None:
+        self._count(Metric.EXAMPLES_SHED, examples, model)
+
+    def learning_waits(self, waits: bool) -> None:
+        self._set(Metric.LEARNING_WAITS, waits)
 
     def errors(self, model: str, live: float, baseline: float) -> None:
         """Both over the same examples, in the task's metric."""

@@ -1,7 +1,7 @@
 """Keeps online models alive in production. What a pipeline's author needs is here."""
 
 from .models.features import PipelineError, feature, fold
-from .models.pipeline import Bounds, Dedupe, EventFields, Label, Model, Pipeline, Publish, Quality
+from .models.pipeline import Bounds, Dedupe, EventFields, Label, Model, Pipeline, Publish, Quality, Shed
 from .topics.messages import Fact
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "PipelineError",
     "Publish",
     "Quality",
+    "Shed",
     "feature",
     "fold",
 ]

@@ -11,7 +11,10 @@ import os
 import re
 import signal
 import sys
+import time
+import traceback
 from collections.abc import Awaitable, Callable, Collection, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
@@ -28,6 +31,7 @@ T = TypeVar("T")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 SEEDED = ("run", "demo")  # they learn; a version is rebuilt byte for byte only where sets iterate alike
+CANNOT_RUN = {"audit": 2}  # exit status of a failure, where 1 has a meaning of its own
 ORDERLY_SECONDS = 4.0  # for a stop in order; then the work is cancelled
 CUT_SECONDS = 0.8  # for cancelled work to let go; with the above within the 5 s that are promised
 REPLICATION = ("replication", "min_insync")
@@ -69,9 +73,15 @@ class Commands(click.Group):
             raise
         except Exception as error:
             told = sentence(error, heard.text)
-            if told is None:
+            code = CANNOT_RUN.get(str(ctx.invoked_subcommand), 1)
+            if told is None and code == 1:
                 raise
-            raise click.ClickException(told) from None
+            if told is None:
+                traceback.print_exc()
+                raise click.exceptions.Exit(code) from None
+            failed = click.ClickException(told)
+            failed.exit_code = code
+            raise failed from None
         finally:
             logging.getLogger("aiokafka").removeHandler(heard)
 
@@ -327,6 +337,45 @@ async def _create_topics(pipeline: Pipeline, settings: Settings) -> tuple[list[s
 
 
 @main.command()
+@click.argument("pipeline_ref", metavar="MODULE:PIPELINE")
+@click.option(
+    "--for",
+    "role",
+    metavar="ROLE",
+    help="One of ingest, score, join, learn, supervisor, producer, reader, watcher, operator and creator. "
+    "Default: all of them, each with a user of its own.",
+)
+@click.option(
+    "--principal",
+    metavar="User:NAME",
+    help="To whom the rights go. Default: User:PIPELINE-ROLE.",
+)
+@settings_options("broker")
+def acls(pipeline_ref: str, role: str | None, principal: str | None, **flags: Any) -> None:
+    """Print the commands that grant each agent what it needs on a broker with access control, and no more.
+
+    The commands are Kafka's own kafka-acls.sh; `admin.properties` is the administrator's client configuration.
+    Nothing is sent anywhere. docs/security.md shows the same as a table.
+
+    \b
+      riverkeeper acls my_module:flights --broker kafka:9092
+      riverkeeper acls my_module:flights --for score --principal User:scorer
+      riverkeeper acls my_module:flights --for producer --principal User:gates
+    """
+    from .acls import ROLES, commands, rights
+
+    if role is not None and role not in ROLES:
+        raise click.BadParameter(f"{role!r} is none of {', '.join(ROLES)}", param_hint="--for")
+    settings = _settings(flags)
+    pipeline = _load(pipeline_ref)
+    for name in ROLES if role is None else [role]:
+        user = principal or f"User:{pipeline.name}-{name}"
+        click.echo(f"# {name}: {ROLES[name].what}")
+        for command in commands(rights(pipeline, name), user, settings.broker):
+            click.echo(command)
+
+
+@main.command()
 @click.argument("pipeline_ref", metavar="[MODULE:PIPELINE]", required=False)
 def broker(pipeline_ref: str | None) -> None:
     """Run the embedded broker until Ctrl-C, and print its address.
@@ -374,6 +423,100 @@ def status(pipeline_ref: str, as_json: bool, **flags: Any) -> None:
     pipeline = _load(pipeline_ref)
     found = _quietly(lambda: read_status(settings.connection(), pipeline))
     click.echo(msgspec.json.encode(found).decode() if as_json else text(found))
+
+
+class Moment(click.ParamType):
+    name = "moment"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        try:
+            moment = datetime.fromisoformat(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is no time; write 2026-01-31 or 2026-01-31T08:00:00Z", param, ctx)
+        return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+@main.command()
+@click.argument("pipeline_ref", metavar="MODULE:PIPELINE")
+@click.option(
+    "--since",
+    type=Moment(),
+    metavar="ISO",
+    help="Only records appended since; UTC unless it has an offset. Default: all.",
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object, with every finding that is held.")
+@click.option("--limit", type=click.IntRange(min=0), default=50, show_default=True, help="Findings to print.")
+@click.option(
+    "--recompute/--no-recompute",
+    default=True,
+    help="Whether to compute predictions again from the versions that are kept; needs the signing key.",
+)
+@settings_options(*CONNECTION)
+def audit(
+    pipeline_ref: str, since: datetime | None, as_json: bool, limit: int, recompute: bool, **flags: Any
+) -> None:
+    """Account for every record: what is lost, doubled, altered, out of bounds or disobeyed, by name.
+
+    Reads every topic as any program may, and sums up: events against facts, outcomes and dead letters; facts
+    against predictions; predictions and outcomes against examples; examples against the versions that learned
+    them; predictions against verdicts. Agents may be at work meanwhile: what has no effect yet is pending.
+    Memory does not grow with the log; rows go to a temporary file, some 200 bytes a record.
+
+    The exit status is 0 if nothing was found, 1 if something was, 2 if the audit could not be made.
+
+    \b
+      riverkeeper audit my_module:flights --broker kafka:9092
+      riverkeeper audit my_module:flights --since 2026-01-31 --json | jq .found
+    """
+    import msgspec
+
+    from .audit import audit as run_audit
+    from .audit import text
+
+    settings = _settings(flags)
+    pipeline = _load(pipeline_ref)
+    key = settings.signing_key.get_secret_value().encode() if settings.signing_key else None
+    meter = _Meter()
+    report = _quietly(
+        lambda: run_audit(
+            pipeline,
+            settings.connection(),
+            since=since,
+            progress=meter,
+            signing_key=key,
+            recompute=recompute,
+        )
+    )
+    meter.close()
+    click.echo(msgspec.json.encode(report).decode() if as_json else text(report, limit))
+    if not report.clean:
+        raise click.exceptions.Exit(1)
+
+
+class _Meter:
+    """Progress on standard error: one line that changes on a terminal, a line now and then elsewhere."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._seconds = 0.2 if self._terminal else 5.0
+        self._shown = self._began = time.monotonic()
+        self._topic, self._done, self._before = "", 0, 0
+
+    def __call__(self, topic: str, done: int, total: int) -> None:
+        if topic != self._topic:
+            self._before += self._done
+        self._topic, self._done = topic, done
+        now = time.monotonic()
+        if now - self._shown >= self._seconds:
+            self._shown = now
+            speed = (self._before + done) / (now - self._began)
+            share = f"{done / total:.0%}" if total else "summing up"
+            line = f"{topic}: {share}, {speed:,.0f} records/s"
+            click.echo(f"\r\033[K{line}" if self._terminal else line, err=True, nl=not self._terminal)
+
+    def close(self) -> None:
+        if self._terminal:
+            click.echo("\r\033[K", err=True, nl=False)
 
 
 _MODEL = click.argument("model_ref", metavar="PIPELINE/MODEL")

@@ -6,9 +6,12 @@ import asyncio
 import hashlib
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 import structlog
 
+from .acls import topic_rights
+from .agents import hang
 from .agents.agent import Agent, Limits, PartitionsDiffer, Runtime
 from .agents.ingest import Ingest
 from .agents.join import Join
@@ -16,10 +19,13 @@ from .agents.learn import Learn
 from .agents.score import Score
 from .models.pipeline import Pipeline
 from .settings import Settings
-from .supervisor.app import Supervisor
 from .supervisor.policies import Limits as JudgementLimits
-from .topics.catalog import Catalog, TopicMissing, TopicSpec, family
+from .topics.catalog import Catalog, TopicSpec, family
+from .topics.seat import Seat
 from .topics.telemetry import Observatory, Telemetry
+
+if TYPE_CHECKING:
+    from .supervisor.app import Supervisor
 
 log = structlog.get_logger(__name__)
 
@@ -78,6 +84,7 @@ class Process:
     async def run(self, stop: asyncio.Event, *, pages: bool = True) -> None:
         """Works until `stop`, and stops in order."""
         async with AsyncExitStack() as stack:
+            stack.enter_context(hang.ended())
             if pages:
                 observatory = Observatory(
                     self.telemetry,
@@ -110,7 +117,10 @@ class Process:
         connection = settings.connection()
         async with Catalog(connection) as catalog:
             embedded = await catalog.embedded()
-            await check_topics(catalog, topics_of(self._pipeline))
+            await check_topics(catalog, self._pipeline, self._names)
+            if SUPERVISOR in self._names and not embedded:
+                # Faust would log that it is refused, and wait.
+                await catalog.check_group(self._pipeline.agent_group(SUPERVISOR))
         if embedded:
             log.warning("embedded broker: no transactions; nothing outlives its process")
         return Runtime(
@@ -128,6 +138,7 @@ class Process:
                 lease_seconds=settings.lease_ms / 1000,
             ),
             signing_key=self._signing_key or self._key(embedded),
+            seat=None if embedded else Seat,
         )
 
     def _key(self, embedded: bool) -> bytes:
@@ -140,6 +151,9 @@ class Process:
         return self._settings.required_signing_key()
 
     async def _supervise(self, runtime: Runtime, stop: asyncio.Event) -> None:
+        # Faust takes 0.2 s to load: a scorer that is started again shall not wait for it.
+        from .supervisor.app import Supervisor
+
         supervisor = Supervisor(self._pipeline, runtime.connection, self._judgement)
         self.supervisor = supervisor
         await supervisor.start()
@@ -154,11 +168,14 @@ class Process:
             await supervisor.stop()
 
 
-async def check_topics(catalog: Catalog, specs: Sequence[TopicSpec]) -> None:
-    """Raises TopicMissing, or PartitionsDiffer for a topic whose count is not the declared one."""
-    missing = await catalog.missing(specs)
-    if missing:
-        raise TopicMissing(missing[0].name)
+async def check_topics(catalog: Catalog, pipeline: Pipeline, roles: Sequence[str]) -> None:
+    """Looks at the topics of these roles only: others may be none of this user's business.
+
+    Raises TopicMissing, NotAllowed, or PartitionsDiffer for a topic whose count is not the declared one.
+    """
+    needed = topic_rights(pipeline, roles)
+    await catalog.check_rights(needed)
+    specs = [spec for spec in topics_of(pipeline) if spec.name in needed]
     counts = await catalog.partition_counts([spec.name for spec in specs])
     for spec in specs:
         if counts[spec.name] != spec.partitions:

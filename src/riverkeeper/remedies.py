@@ -7,11 +7,9 @@ import logging
 import re
 
 from aiokafka.errors import (
-    GroupAuthorizationFailedError,
     InvalidReplicationFactorError,
     KafkaConnectionError,
     KafkaError,
-    TopicAuthorizationFailedError,
     for_code,
 )
 from pydantic import ValidationError
@@ -20,9 +18,9 @@ from .models.features import PipelineError
 from .settings import PREFIX, SECRETS, SettingsError
 from .topics.catalog import TopicMissing
 from .topics.embedded import EmbeddedBrokerError
+from .topics.rights import refusal
 from .topics.store import RevisionMismatch
 
-CLUSTER_AUTHORIZATION = for_code(31)
 POLICY_VIOLATION = for_code(44)
 SPEAKING = (PipelineError, SettingsError, TopicMissing, RevisionMismatch, EmbeddedBrokerError)
 
@@ -57,6 +55,9 @@ def sentence(error: BaseException, heard: str = "") -> str | None:
 
 
 def _sentence(error: BaseException, heard: str) -> str | None:
+    refused = refusal(error)
+    if refused is not None:
+        return str(refused)
     if isinstance(error, SPEAKING) or _speaks(error):
         return str(error)
     if isinstance(error, ValidationError) and error.title == "Settings":
@@ -70,10 +71,6 @@ def _sentence(error: BaseException, heard: str) -> str | None:
             f"the cluster has too few brokers for the copies asked for ({_plain(error)}); on a single broker "
             "pass --replication 1 --min-insync 1, where nothing outlives its disk"
         )
-    if isinstance(
-        error, (TopicAuthorizationFailedError, GroupAuthorizationFailedError, CLUSTER_AUTHORIZATION)
-    ):
-        return f"the broker does not allow this user what it asked for ({_plain(error)}); ask for its ACLs"
     if isinstance(error, KafkaError):
         return f"Kafka: {_plain(error)}"
     if isinstance(error, OSError) and error.errno == errno.EADDRINUSE:
@@ -88,7 +85,7 @@ def _sentence(error: BaseException, heard: str) -> str | None:
 
 def _speaks(error: BaseException) -> bool:
     """Whether its text was written for whoever runs the command; by name, for its module may not be loaded."""
-    names = {"AgentFailed", "PartitionsDiffer", "DataMissing", "Overruled", "OtherStream", "NotAtWork"}
+    names = {"AgentFailed", "PartitionsDiffer", "DataMissing", "Overruled", "OtherStream", "NotAtWork", "CannotAudit"}
     return type(error).__module__.startswith("riverkeeper.") and type(error).__name__ in names
 
 

@@ -52,9 +52,11 @@ Made = tuple[bytes, float]  # the origin of the prediction, the label
 
 def feed(m: Matcher, record: Asked | CameTrue) -> list[Made]:
     if isinstance(record, Asked):
-        label = m.predict(record.origin, Waiting(record.key, record.at, record.origin))
+        value = msgspec.json.encode({"key": record.key, "of": record.origin.decode()})
+        label = m.predict(record.origin, Waiting(record.key, record.at, value))
         return [] if label is None else [(record.origin, float(label.value))]
-    return [(w.value, record.value) for w in m.come_true(record.key, record.value, record.at)]
+    met = m.come_true(record.key, record.value, record.at)
+    return [(msgspec.json.decode(w.value)["of"].encode(), record.value) for w in met]
 
 
 @st.composite
@@ -122,7 +124,7 @@ def test_a_store_that_was_passed_by_holds_nothing(history: History) -> None:
         feed(m, record)
     for at in (10_000, 20_000):  # what is given up is remembered a while, to tell late from early
         m.come_true(f"{at} later", 0.0, at)
-        m.predict(b"facts/0/%d/0" % at, Waiting(f"{at} later", at, b""))
+        m.predict(b"facts/0/%d/0" % at, Waiting(f"{at} later", at, b"{}"))
     table = latest(Stored(0, value, key) for key, value in m.changes())
     assert [key for key in table if not key.endswith(b"later")] == []
 

@@ -120,10 +120,10 @@ def first(records: Iterable[Record]) -> Iterator[Record]:
 class Outside:
     """Follows every topic of a pipeline from its beginning."""
 
-    def __init__(self, address: str, pipeline: Pipeline) -> None:
+    def __init__(self, connection: Connection, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
         self._consumer = AIOKafkaConsumer(
-            bootstrap_servers=address,
+            **connection.client_options(),
             enable_auto_commit=False,
             isolation_level="read_committed",
             auto_offset_reset="earliest",
@@ -202,12 +202,12 @@ class World:
 
     @property
     def connection(self) -> Connection:
-        return Connection(self.broker.address)
+        return self.broker.connection
 
     def settings(self, **changed: object) -> Settings:
         return Settings.model_validate(
             {
-                "broker": self.broker.address,
+                "broker": self.broker.behind or self.broker.address,
                 "port": 0,
                 "signing_key": SIGNING_KEY,
                 "vitals_seconds": 0.25,
@@ -264,9 +264,11 @@ class World:
             stop.set()
             await asyncio.wait_for(task, WAIT_S)
 
-    def spawn(self, names: Sequence[str] = NAMES, **environment: str) -> Replica:
-        """The same as a process of its own."""
-        return Replica.spawn(self, names, environment)
+    def spawn(
+        self, names: Sequence[str] = NAMES, *, module: str = "riverkeeper", **environment: str
+    ) -> Replica:
+        """The same as a process of its own; `module` is one that runs as `python -m riverkeeper` does."""
+        return Replica.spawn(self, names, environment, module)
 
 
 @asynccontextmanager
@@ -277,12 +279,12 @@ async def world(broker: Broker, kind: str) -> AsyncIterator[World]:
     if broker.embedded is not None:
         create_embedded(broker.embedded, specs)
     else:
-        async with Catalog(Connection(broker.address), Replication(1, 1)) as catalog:
+        async with Catalog(broker.connection, Replication(broker.copies, broker.min_insync)) as catalog:
             await catalog.create(specs)
-    producer = AIOKafkaProducer(bootstrap_servers=broker.address, acks="all", linger_ms=5)
+    producer = AIOKafkaProducer(**broker.connection.client_options(), acks="all", linger_ms=5)
     await producer.start()
     try:
-        async with Outside(broker.address, pipeline) as outside:
+        async with Outside(broker.connection, pipeline) as outside:
             yield World(broker, kind, pipeline, outside, producer)
     finally:
         await producer.stop()
@@ -297,15 +299,18 @@ class Replica:
     expected: bool = field(default=False)  # to be gone
 
     @classmethod
-    def spawn(cls, world: World, names: Sequence[str], environment: dict[str, str]) -> Replica:
+    def spawn(
+        cls, world: World, names: Sequence[str], environment: dict[str, str], module: str = "riverkeeper"
+    ) -> Replica:
         handle, path = tempfile.mkstemp(prefix=f"{world.pipeline.name}-", suffix=".log")
         settings = {
-            "RIVERKEEPER_BROKER": world.broker.address,
+            "RIVERKEEPER_BROKER": world.broker.behind or world.broker.address,
             "RIVERKEEPER_PORT": "0",
             "RIVERKEEPER_SIGNING_KEY": SIGNING_KEY,
             "RIVERKEEPER_SESSION_TIMEOUT": str(SESSION_S),
             "RIVERKEEPER_VITALS_SECONDS": "0.25",
             "RIVERKEEPER_LOG_FORMAT": "console",
+            "PYTHONHASHSEED": "0",  # as it would set itself, by starting a second time
             "SYSTEM_KIND": world.kind,
             "SYSTEM_NAME": world.pipeline.name,
             "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
@@ -315,7 +320,7 @@ class Replica:
                 [
                     sys.executable,
                     "-m",
-                    "riverkeeper",
+                    module,
                     "run",
                     "tests.system.named:pipeline",
                     "--agents",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+import os
+import random
+import time
 from collections.abc import Callable, Hashable, Mapping
 from datetime import timedelta
 from typing import Any
 
-from river import base, dummy, linear_model, multiclass
+from river import base, dummy, linear_model, multiclass, stats
 from river.preprocessing import StandardScaler
 
-from riverkeeper import Bounds, Fact, Label, Model, Pipeline, Publish, Quality, feature
+from riverkeeper import Bounds, Fact, Label, Model, Pipeline, Publish, Quality, Shed, feature, fold
 from riverkeeper.demos.flights import flights as demo
 
 
@@ -93,6 +97,207 @@ def levels(name: str) -> Pipeline:
         partitions=2,
         publish=Publish(every_examples=40, every=timedelta(seconds=0.5), budget=0.5),
         quality=Quality(margin=0.4, min_examples=1_000_000),
+    )
+
+
+@fold(key="sensor", start=0.0)
+def drift(mean: float, f: Reading) -> float:
+    return 0.75 * mean + 0.25 * f.level
+
+
+def gauges(name: str) -> Pipeline:
+    """The cheapest with a part of everything: a fold, a learned model, a baseline, four partitions."""
+    return Pipeline(
+        name=name,
+        facts=Reading,
+        outcomes=Truth,
+        key="sensor",
+        join="number",
+        features=["level", drift],
+        label=Label("level", within=timedelta(hours=1)),
+        models={
+            "line": Model(lambda: StandardScaler() | linear_model.LinearRegression(), warmup=20),
+            "mean": lambda: dummy.StatisticRegressor(stats.Mean()),
+        },
+        serve="line",
+        bounds=LEVELS,
+        fallback="mean",
+        constant=0.0,
+        partitions=4,
+        publish=Publish(every_examples=40, every=timedelta(seconds=0.5), budget=0.5),
+        quality=Quality(margin=0.4, min_examples=1_000_000),
+    )
+
+
+HANG = "SYSTEM_HANG"  # set in the environment of a process in which what can hang does; elsewhere it raises
+
+
+def hang() -> float:
+    while os.environ.get(HANG):
+        time.sleep(1.0)
+    raise TimeoutError("it would never have returned")
+
+
+@feature
+def temper(f: Reading) -> float:
+    """What the reading's kind says: a number, or something no record can carry, or nothing at all."""
+    match f.kind:
+        case "raise":
+            raise ValueError("a feature that raises")
+        case "panic":
+            raise BaseException("as code behind Python does")  # noqa: TRY002
+        case "hang":
+            return hang()
+    flaws: dict[str, Any] = {"nan": math.nan, "inf": -math.inf, "wrong": object(), "huge": "x" * 2_000_000}
+    return flaws.get(f.kind, f.level / 2)  # type: ignore[no-any-return]
+
+
+def flawed(name: str) -> Pipeline:
+    """As `gauges`, with a feature that fails for some facts."""
+    return _like_gauges(name, features=["level", drift, temper])
+
+
+def punctual(name: str) -> Pipeline:
+    """As `gauges`, with a deadline that a busy machine keeps, too."""
+    return _like_gauges(name, deadline=timedelta(seconds=30), shed=Shed())
+
+
+def roomy(name: str) -> Pipeline:
+    """As `gauges`, with room for a million predictions without an outcome."""
+    return _like_gauges(name, max_pending=300_000)
+
+
+class Moody(base.Regressor):
+    """Answers as `Identity` does, but for some kinds of readings; a glitch in the labels slows it for ever."""
+
+    def __init__(self) -> None:
+        self.slow = False
+
+    def predict_one(self, x: dict[Hashable, Any]) -> Any:
+        if self.slow:
+            time.sleep(0.004)  # twice what the gate allows
+        match x["kind"]:
+            case "raise":
+                raise ValueError("an estimator that raises")
+            case "nan":
+                return math.nan
+            case "sleep":
+                time.sleep(0.05)
+            case "hang":
+                return hang()
+        return float(x["level"])
+
+    def learn_one(self, x: dict[Hashable, Any], y: float) -> None:
+        if x["kind"] == "unlearnable":
+            raise ValueError("an estimator that raises as it learns")
+        if x["kind"] == "engrossing":
+            hang()
+        self.slow = self.slow or y >= GLITCH
+
+
+def moody(name: str) -> Pipeline:
+    """As `gauges`, with an estimator that fails for some facts."""
+    models = {
+        "moody": Model(Moody, features=("level", "kind"), warmup=20),
+        "mean": Model(lambda: dummy.StatisticRegressor(stats.Mean()), features=("level",)),
+    }
+    return _like_gauges(name, features=["level", "kind"], models=models, serve="moody")
+
+
+def _like_gauges(name: str, **changed: Any) -> Pipeline:
+    like = gauges(name)
+    declared: dict[str, Any] = {
+        "name": name,
+        "facts": like.facts,
+        "outcomes": like.outcomes,
+        "key": like.key,
+        "join": like.join,
+        "features": like.features,
+        "label": like.label,
+        "models": like.models,
+        "serve": "line",
+        "bounds": like.bounds,
+        "fallback": like.fallback,
+        "constant": like.constant,
+        "partitions": like.partitions,
+        "publish": like.publish,
+        "quality": like.quality,
+    }
+    return Pipeline(**{**declared, **changed})
+
+
+class Deliberate(base.Regressor):
+    """Answers as `Identity` does, a millisecond later: as a model does that runs elsewhere."""
+
+    def predict_one(self, x: dict[Hashable, Any]) -> float:
+        time.sleep(0.001)
+        return float(x["level"])
+
+    def learn_one(self, x: dict[Hashable, Any], y: float) -> None:
+        pass
+
+
+def deliberate(name: str) -> Pipeline:
+    """Models that take their time, a deadline, and leave to shed: 3 ms a fact, 300 facts/s in all."""
+    return Pipeline(
+        name=name,
+        facts=Reading,
+        outcomes=Truth,
+        key="sensor",
+        join="number",
+        features=["level", drift],
+        label=Label("level", within=timedelta(hours=1)),
+        models={
+            "served": Model(Deliberate, features=("level",), warmup=0),
+            "shadow": Model(Deliberate, features=("level",), warmup=0),
+            "other": Model(Deliberate, features=("level",), warmup=0),
+            "mean": lambda: dummy.StatisticRegressor(stats.Mean()),
+        },
+        serve="served",
+        bounds=LEVELS,
+        fallback="mean",
+        constant=0.0,
+        partitions=4,
+        publish=Publish(every_examples=200, every=timedelta(seconds=1)),
+        quality=Quality(margin=0.4, min_examples=1_000_000),
+        deadline=timedelta(seconds=2),
+        shed=Shed(),
+    )
+
+
+BALLAST_BYTES = 2_500_000  # of a version: five chunks, which two at a time make three batches
+
+
+class Ballast(linear_model.LinearRegression):
+    """As heavy as a small forest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ballast = random.Random(1).randbytes(BALLAST_BYTES)
+
+
+def ballast(name: str) -> Pipeline:
+    """`gauges` with a model whose version is no single batch."""
+    light = gauges(name)
+    return Pipeline(
+        name=name,
+        facts=light.facts,
+        outcomes=light.outcomes,
+        key=light.key,
+        join=light.join,
+        features=light.features,
+        label=light.label,
+        models={
+            "heavy": Model(lambda: StandardScaler() | Ballast(), warmup=20),
+            "mean": light.models["mean"],
+        },
+        serve="heavy",
+        bounds=light.bounds,
+        fallback="mean",
+        constant=0.0,
+        partitions=light.partitions,
+        publish=light.publish,
+        quality=light.quality,
     )
 
 
@@ -187,4 +392,15 @@ def softmax() -> Any:
     return StandardScaler() | multiclass.OneVsRestClassifier(linear_model.LogisticRegression())
 
 
-KINDS: Mapping[str, Callable[[str], Pipeline]] = {"flights": flights, "levels": levels, "pages": pages}
+KINDS: Mapping[str, Callable[[str], Pipeline]] = {
+    "ballast": ballast,
+    "deliberate": deliberate,
+    "flawed": flawed,
+    "moody": moody,
+    "punctual": punctual,
+    "roomy": roomy,
+    "flights": flights,
+    "gauges": gauges,
+    "levels": levels,
+    "pages": pages,
+}

@@ -15,6 +15,7 @@ import msgspec
 from riverkeeper.models.quality import learn
 from riverkeeper.models.unpickle import AllowList
 from riverkeeper.models.version import Assembler, environment, interned, interned_label, rebuild
+from riverkeeper.topics.connection import Connection
 from riverkeeper.topics.messages import Example
 from tests.system.harness import Outside
 from tests.system.pipelines import KINDS
@@ -22,7 +23,7 @@ from tests.system.pipelines import KINDS
 
 async def main(address: str, kind: str, name: str) -> dict[str, bool]:
     pipeline = KINDS[kind](name)
-    async with Outside(address, pipeline) as log:
+    async with Outside(Connection(address), pipeline) as log:
         await log.read_up()
     examples = {(r.partition, r.offset): r.value for r in log["examples"]}
     library = Assembler(keep=1_000)

@@ -6,17 +6,20 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mappin
 from contextlib import asynccontextmanager
 
 from aiokafka import TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
+from aiokafka.admin import AIOKafkaAdminClient, NewPartitions
 from aiokafka.admin.records_to_delete import RecordsToDelete
 
 from riverkeeper.topics.catalog import Catalog, Replication, TopicSpec, create_embedded
 from riverkeeper.topics.connection import Connection
-from riverkeeper.topics.log import FencedWriter, Out, Reader, Record, Writer
+from riverkeeper.topics.log import FencedWriter, Membership, Out, Reader, Record, Writer
 from riverkeeper.topics.store import Inspector
 from tests.brokers.broker import Broker
 
 DEADLINE = 30.0  # s for what takes well below one on an idle machine
 ONE_NODE = Replication(factor=1, min_insync=1)
+PRODUCE, MESSAGE_TOO_LARGE = 0, 10  # of the Kafka protocol
+SMALL = {"max.message.bytes": "600000"}
+SESSION_MS = 6_000
 
 
 def connection(broker: Broker) -> Connection:
@@ -83,6 +86,22 @@ async def values(broker: Broker, name: str, partition: int = 0) -> list[bytes | 
     return [record.value for record in await records(broker, name, partition)]
 
 
+async def add_partitions(broker: Broker, name: str, total: int) -> None:
+    """What an operator does by hand; on Kafka."""
+    admin = AIOKafkaAdminClient(bootstrap_servers=broker.address)
+    await admin.start()
+    try:
+        await admin.create_partitions({name: NewPartitions(total_count=total)})
+
+        async def there() -> bool:
+            (found,) = await admin.describe_topics([name])
+            return len(found["partitions"]) == total
+
+        await until(there)
+    finally:
+        await admin.close()
+
+
 async def forget_below(broker: Broker, tp: TopicPartition, offset: int) -> None:
     """What retention does, at once."""
     if broker.embedded is not None:
@@ -116,3 +135,58 @@ async def take(
             for tp, came in (await reader.poll(only, max_records=max_records, timeout_ms=100)).items():
                 got.setdefault(tp, []).extend(came)
     return got
+
+
+def refuse_next(broker: Broker, *codes: int) -> None:
+    """Kafka refuses by the topic's own limit; the embedded broker has to be told."""
+    if broker.embedded is not None:
+        broker.embedded.push_request_errors(PRODUCE, list(codes))
+
+
+def large(name: str, size: int, partition: int = 0) -> Out:
+    return Out(name, partition, None, b"x" * size)
+
+
+class Member:
+    """A seat in a group, and what it was told."""
+
+    def __init__(self, broker: Broker, group: str, topics: list[str], log: list[str], name: str) -> None:
+        self.name = name
+        self.owned: frozenset[TopicPartition] = frozenset()
+        self.hold = 0.0  # seconds that letting go takes
+        self._log = log
+        self.membership = Membership(
+            connection(broker),
+            group,
+            topics,
+            assigned=self._assigned,
+            revoked=self._revoked,
+            session_timeout_ms=SESSION_MS,
+        )
+
+    async def _assigned(self, partitions: frozenset[TopicPartition]) -> None:
+        self._log.append(f"{self.name} assigned")
+        self.owned = partitions
+
+    async def _revoked(self) -> None:
+        await asyncio.sleep(self.hold)
+        self._log.append(f"{self.name} let go")
+        self.owned = frozenset()
+
+    def numbers(self, name: str) -> set[int]:
+        return {tp.partition for tp in self.owned if tp.topic == name}
+
+
+@asynccontextmanager
+async def seated(
+    broker: Broker, group: str, topics: list[str], log: list[str], name: str = "a"
+) -> AsyncIterator[Member]:
+    member = Member(broker, group, topics, log, name)
+    await member.membership.start()
+    watching = asyncio.create_task(member.membership.watch())
+    try:
+        yield member
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        await member.membership.stop()
