@@ -4,6 +4,7 @@ import atexit
 import base64
 import ctypes
 import fcntl
+import hashlib
 import os
 import random
 import re
@@ -22,7 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 STARTUP_SECONDS = 60.0  # s; a broker is up in 3 to 6 s, ten times that on a busy machine
 STOP_SECONDS = 30.0  # s; a controlled shutdown moves leaders first
@@ -58,7 +59,8 @@ def jars() -> Path:
     """The folder with Kafka's jars, fetched once per machine and version: that may block for minutes."""
     _require("java")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "riverkeeper"
-    folder = cache / f"kafka-{_version()}"
+    pom = (_HERE / "pom.xml").read_bytes()
+    folder = cache / f"kafka-{_version()}-{hashlib.sha256(pom).hexdigest()[:8]}"
     cache.mkdir(parents=True, exist_ok=True)
     with _locked(cache / f"{folder.name}.lock"):
         if not folder.is_dir():
@@ -105,13 +107,32 @@ def _download(folder: Path) -> None:
         target.rename(folder)
 
 
+class Security(Protocol):
+    """What makes a cluster a secured one; see tests/brokers/security.py."""
+
+    def properties(self, port: int, controller_port: int) -> dict[str, object]:
+        """Of a node whose clients come to this port; they replace those of a plain one."""
+
+    @property
+    def format_arguments(self) -> tuple[str, ...]: ...
+
+    def brokers_seen(self, port: int) -> set[int]:
+        """The ids of the live brokers by the one on that port; none if it does not answer."""
+
+
 @dataclass
 class _Node:
     id: int
     folder: Path
     port: int
     controller_port: int
+    proxied_port: int  # what comes through a proxy is served there,
+    proxy_port: int  # and is told that the broker lives here
     process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
 
     @property
     def log(self) -> Path:
@@ -125,21 +146,31 @@ class _Node:
 class KafkaCluster:
     """Apache Kafka in KRaft mode, every node broker and controller, with ids from 1; up when constructed.
 
+    `behind` is the address for clients that come through proxies, one for each of `routes`: they are told
+    that the brokers live at the proxies' ports. With `disk_mb` each node keeps its data on a disk of that
+    size (a tmpfs, which takes root), so that it can be full.
+
     Its methods block (a start takes seconds): in a coroutine, call them through `asyncio.to_thread`.
     No broker outlives this process, however it ends (Linux; elsewhere, unless it is killed with -9).
     """
 
-    def __init__(self, nodes: int = 1) -> None:
+    def __init__(
+        self, nodes: int = 1, *, disk_mb: int | None = None, security: Security | None = None
+    ) -> None:
         if not 1 <= nodes <= MAX_NODES:
             raise ValueError(f"KafkaCluster: nodes={nodes} is outside 1..{MAX_NODES}")
         self._jars = jars()
         self._folder = Path(tempfile.mkdtemp(prefix="riverkeeper-kafka-"))
-        ports = _free_ports(2 * nodes)
+        self._disk_mb = disk_mb
+        self._security = security
+        ports = iter(_free_ports(4 * nodes))
         self._nodes = {
-            i: _Node(i, self._folder / f"node{i}", ports[2 * i - 2], ports[2 * i - 1])
+            i: _Node(i, self._folder / f"node{i}", next(ports), next(ports), next(ports), next(ports))
             for i in range(1, nodes + 1)
         }
         self.address = ",".join(f"127.0.0.1:{node.port}" for node in self._nodes.values())
+        self.behind = ",".join(f"127.0.0.1:{node.proxy_port}" for node in self._nodes.values())
+        self.routes = {node.proxy_port: node.proxied_port for node in self._nodes.values()}
         atexit.register(self.close)
         try:
             self._boot()
@@ -179,6 +210,17 @@ class KafkaCluster:
         """SIGCONT."""
         self._process(node).send_signal(signal.SIGCONT)
 
+    def running(self, node: int) -> bool:
+        """Whether its process is there; one that ended by itself is let go, so that it can be started."""
+        it = self._nodes[node]
+        if it.process is not None and it.process.poll() is not None:
+            it.process = None
+        return it.process is not None
+
+    def data(self, node: int) -> Path:
+        """The folder of the node's log."""
+        return self._nodes[node].data
+
     def close(self) -> None:
         """Kill every node and remove the data. Does nothing the second time."""
         atexit.unregister(self.close)
@@ -189,6 +231,8 @@ class KafkaCluster:
             process.wait(STOP_SECONDS)
         for node in self._nodes.values():
             node.process = None
+            if node.data.is_mount():
+                subprocess.run(["umount", "--lazy", str(node.data)], check=True, timeout=STOP_SECONDS)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
@@ -203,7 +247,12 @@ class KafkaCluster:
         cluster_id = _cluster_id()
         for node in self._nodes.values():
             node.folder.mkdir()
-            node.properties.write_text(_properties(node, self._nodes.values()))
+            if self._disk_mb is not None:
+                _mount(node.data, self._disk_mb)
+            settings = _properties(node, self._nodes.values())
+            if self._security is not None:
+                settings |= self._security.properties(node.port, node.controller_port)
+            node.properties.write_text("".join(f"{name}={value}\n" for name, value in settings.items()))
         with ThreadPoolExecutor(len(self._nodes)) as pool:
             list(pool.map(lambda node: self._format(node, cluster_id), self._nodes))
         for node_id in self._nodes:
@@ -214,7 +263,9 @@ class KafkaCluster:
 
     def _format(self, node: int, cluster_id: str) -> None:
         it = self._nodes[node]
-        arguments = ("format", "-t", cluster_id, "-c", str(it.properties))
+        arguments = ["format", "-t", cluster_id, "-c", str(it.properties)]
+        if self._security is not None:
+            arguments += self._security.format_arguments
         process = _launch(self._command("kafka.tools.StorageTool", *arguments), it.log)
         if process.wait(STARTUP_SECONDS) != 0:
             raise self._error(node, "could not format its storage")
@@ -235,7 +286,8 @@ class KafkaCluster:
             if time.monotonic() > deadline:
                 raise self._error(node, f"sees brokers {sorted(seen)}, not {sorted(expected)}, in time")
             time.sleep(POLL_SECONDS)
-            seen = _brokers_seen(self._nodes[node].port)
+            look = _brokers_seen if self._security is None else self._security.brokers_seen
+            seen = look(self._nodes[node].port)
 
     def _process(self, node: int) -> subprocess.Popen[bytes]:
         process = self._nodes[node].process
@@ -246,6 +298,18 @@ class KafkaCluster:
     def _error(self, node: int, what: str) -> KafkaError:
         lines = self._nodes[node].log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
         return KafkaError("\n".join([f"Kafka node {node} {what}; the end of its log:", *lines]))
+
+
+def _mount(folder: Path, megabytes: int) -> None:
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=STOP_SECONDS,
+    )
+    if done.returncode != 0:
+        raise KafkaError(f"a disk of {megabytes} MB for Kafka cannot be mounted: {done.stderr.strip()}")
 
 
 def _launch(command: list[str], log: Path) -> subprocess.Popen[bytes]:
@@ -290,18 +354,25 @@ def _free_ports(count: int) -> list[int]:
     raise KafkaError(f"no {count} free ports in {PORTS}")
 
 
-def _properties(node: _Node, nodes: Iterable[_Node]) -> str:
+def _properties(node: _Node, nodes: Iterable[_Node]) -> dict[str, object]:
     peers = list(nodes)
     replicas, in_sync = min(3, len(peers)), min(2, len(peers))
-    settings = {
+    return {
         "node.id": node.id,
         "process.roles": "broker,controller",
-        "listeners": f"PLAINTEXT://127.0.0.1:{node.port},CONTROLLER://127.0.0.1:{node.controller_port}",
-        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{node.port}",
-        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "listeners": ",".join(
+            (
+                f"PLAINTEXT://127.0.0.1:{node.port}",
+                f"PROXIED://127.0.0.1:{node.proxied_port}",
+                f"CONTROLLER://127.0.0.1:{node.controller_port}",
+            )
+        ),
+        "advertised.listeners": f"PLAINTEXT://127.0.0.1:{node.port},PROXIED://127.0.0.1:{node.proxy_port}",
+        "listener.security.protocol.map": "PLAINTEXT:PLAINTEXT,PROXIED:PLAINTEXT,CONTROLLER:PLAINTEXT",
+        "inter.broker.listener.name": "PLAINTEXT",
         "controller.listener.names": "CONTROLLER",
         "controller.quorum.voters": ",".join(f"{peer.id}@127.0.0.1:{peer.controller_port}" for peer in peers),
-        "log.dirs": node.folder / "data",
+        "log.dirs": node.data,
         "auto.create.topics.enable": "false",
         "default.replication.factor": replicas,
         "min.insync.replicas": in_sync,
@@ -324,7 +395,6 @@ def _properties(node: _Node, nodes: Iterable[_Node]) -> str:
         # By default a third of the heap, taken at the start.
         "log.cleaner.dedupe.buffer.size": 16 * 1024 * 1024,
     }
-    return "".join(f"{name}={value}\n" for name, value in settings.items())
 
 
 def _brokers_seen(port: int) -> set[int]:

@@ -1,0 +1,132 @@
+"""The fault runner: every fault once for each seed, and a table of what came of it at the end."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import AsyncIterator, Generator, Iterator
+from pathlib import Path
+from statistics import median
+
+import pytest
+
+from tests.brokers.broker import Broker
+from tests.brokers.kafka import KafkaCluster
+from tests.faults.trial import Run, Trial, trial_of
+
+RUNS = pytest.StashKey[list[Run]]()
+KINDS = ("lost", "doubled", "out_of_bounds")
+COLUMNS = ("fault", "runs", "failed", "lost", "doubled", "out of bounds", "other", "recovery s", "longest")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[RUNS] = []
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "seed" in metafunc.fixturenames:
+        chosen = metafunc.config.getoption("seed")
+        seeds = range(1, 1 + metafunc.config.getoption("runs")) if chosen is None else [chosen]
+        metafunc.parametrize("seed", seeds, ids=[f"seed{s}" for s in seeds])
+
+
+@pytest.fixture
+def broker(kafka: KafkaCluster) -> Broker:
+    return Broker(kafka.address, transactions=True)
+
+
+@pytest.fixture
+def kind() -> str:
+    return "gauges"
+
+
+@pytest.fixture
+async def trial(request: pytest.FixtureRequest, broker: Broker, kind: str, seed: int) -> AsyncIterator[Trial]:
+    run = Run(_fault(request.node), seed)
+    request.config.stash[RUNS].append(run)
+    async with trial_of(broker, kind, run) as it:
+        yield it
+
+
+def _fault(item: pytest.Function) -> str:
+    """The test's name and its parameters, the seed left out."""
+    name = item.originalname.removeprefix("test_")
+    words = [word for word in item.callspec.id.split("-") if not word.startswith("seed")]
+    return f"{name}[{'-'.join(words)}]" if words else name
+
+
+def _command(item: pytest.Function, run: Run) -> str:
+    words = " and ".join([item.originalname, *item.callspec.id.split("-")])
+    chosen = f"-k {shlex.quote(words)} --seed {run.seed}"
+    return f'make faults ARGS="{chosen}"'
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    trial = getattr(item, "funcargs", {}).get("trial")
+    if report.when == "call" and isinstance(trial, Trial) and isinstance(item, pytest.Function):
+        if report.passed and not trial.run.accounted:
+            report.outcome, report.longrepr = "failed", "the trial ended without a ledger: call trial.quiet()"
+        trial.run.passed = report.passed
+        if report.failed:
+            report.sections.append(("to repeat this run", _command(item, trial.run)))
+            report.sections.append(("what happened", "\n".join(trial.run.story)))
+            for replica in trial.replicas:
+                report.sections.append((f"process {replica.process.pid}", replica.tail()))
+    return report
+
+
+# The table.
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    runs = config.stash[RUNS]
+    if not runs:
+        return
+    rows = [
+        _row(fault, [r for r in runs if r.fault == fault]) for fault in dict.fromkeys(r.fault for r in runs)
+    ]
+    terminalreporter.section("faults")
+    for line in _table([list(COLUMNS), *rows]):
+        terminalreporter.write_line(line)
+    path = config.getoption("report")
+    if path:
+        Path(path).write_text(json.dumps([_told(run) for run in runs], indent=1))
+
+
+def _row(fault: str, runs: list[Run]) -> list[str]:
+    def found(*kinds: str) -> str:
+        return str(sum(run.findings[kind] for run in runs for kind in kinds))
+
+    seconds = [run.recovery for run in runs if run.recovery is not None]
+    others = {kind for run in runs for kind in run.findings} - set(KINDS)
+    return [
+        fault,
+        str(len(runs)),
+        str(sum(not run.passed for run in runs)),
+        *map(found, KINDS),
+        found(*others),
+        f"{median(seconds):.1f}" if seconds else "",
+        f"{max(seconds):.1f}" if seconds else "",
+    ]
+
+
+def _table(rows: list[list[str]]) -> Iterator[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, *figures in rows:
+        cells = [figure.rjust(width) for figure, width in zip(figures, widths[1:], strict=True)]
+        yield "  ".join([name.ljust(widths[0]), *cells])
+
+
+def _told(run: Run) -> dict[str, object]:
+    return {
+        "fault": run.fault,
+        "seed": run.seed,
+        "passed": run.passed,
+        "findings": dict(run.findings),
+        "recovery_seconds": run.recovery,
+        "story": run.story,
+    }

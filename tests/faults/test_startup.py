@@ -1,0 +1,54 @@
+"""A process that is told to end while it starts ends within 5 s, whatever it was doing, and breaks nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+
+from tests.faults.trial import Trial
+from tests.system.harness import Replica
+
+PROMISED_S = 5.0  # from SIGTERM to the end of the process
+STARTS = 5
+LONGEST_START_S = 3.0  # a process is at work within this on an idle machine
+UP_S = 60.0
+# Before Python has come to our code the system's own way of ending holds.
+CODES = (0, -signal.SIGTERM)
+
+
+async def ended(replica: Replica) -> float:
+    """SIGTERM; the seconds until it is gone."""
+    replica.expected = True
+    began = time.monotonic()
+    replica.process.terminate()
+    code = await asyncio.to_thread(replica.process.wait, UP_S)
+    assert code in CODES, f"SIGTERM ended it with {code}:\n{replica.tail()}"
+    return time.monotonic() - began
+
+
+async def test_told_to_end_while_it_starts(trial: Trial) -> None:
+    trial.spawn()
+    await trial.flowing()
+    for _ in range(STARTS):
+        replica = trial.spawn()
+        after = trial.rng.uniform(0.0, LONGEST_START_S)
+        await asyncio.sleep(after)
+        seconds = await ended(replica)
+        trial.note(f"told to end {after:.2f} s after its start, it took {seconds:.2f} s")
+        assert seconds < PROMISED_S, f"{seconds:.1f} s, {after:.2f} s after its start:\n{replica.tail()}"
+    trial.mark()
+    await trial.recovered()
+    await trial.quiet()
+
+
+async def test_killed_while_it_starts(trial: Trial) -> None:
+    trial.spawn()
+    await trial.flowing()
+    for _ in range(STARTS):
+        replica = trial.spawn()
+        await asyncio.sleep(trial.rng.uniform(0.0, LONGEST_START_S))
+        replica.kill()
+    trial.mark()
+    await trial.recovered()
+    await trial.quiet()

@@ -1,0 +1,141 @@
+"""A version that is cut short, altered, signed with another key, made with other features, or nonsense of 50 MB is
+not served; the gate says why; the true ones go on being served, learned from and published."""
+
+from __future__ import annotations
+
+import pickle
+import random
+import time
+from collections.abc import Callable
+
+import pytest
+
+from riverkeeper.models.gate import Code
+from riverkeeper.models.version import Sealed, environment, seal
+from riverkeeper.topics.log import Out, Writer
+from riverkeeper.topics.messages import Manifest, Source, Vitals
+from riverkeeper.topics.partition import partition
+from tests.faults.readings import predictions
+from tests.faults.trial import Trial
+from tests.system.harness import SIGNING_KEY, cause, first, place
+
+AHEAD = 3  # versions: the learner comes to that number by itself, some seconds later
+LARGE = 50_000_000  # bytes
+# s from a fact's append to its prediction's, while 50 MB are read, checked and refused: hashing them and
+# assembling their chunks takes turns with serving. On a machine that nothing else uses it is a tenth.
+BOUND_S = 5.0
+
+Forge = Callable[[Manifest, random.Random], Sealed]
+
+
+def _sealed(like: Manifest, data: bytes, *, key: str = SIGNING_KEY, fingerprint: str = "") -> Sealed:
+    return seal(
+        model=like.model,
+        version=like.version + AHEAD,
+        line=like.line,
+        parent=like.version,
+        fingerprint=fingerprint or like.fingerprint,
+        environment=environment(),
+        spans=(),
+        offsets=like.offsets,
+        learned=like.learned,
+        data=data,
+        published_ms=int(time.time() * 1000),
+        key=key.encode(),
+    )
+
+
+def cut(like: Manifest, rng: random.Random) -> Sealed:
+    sealed = _sealed(like, rng.randbytes(4_000))
+    (key, value), *rest = sealed.chunks
+    return sealed._replace(chunks=[(key, value[: len(value) // 2]), *rest])
+
+
+def altered(like: Manifest, rng: random.Random) -> Sealed:
+    sealed = _sealed(like, rng.randbytes(4_000))
+    (key, value), *rest = sealed.chunks
+    at = rng.randrange(len(value))
+    return sealed._replace(chunks=[(key, value[:at] + bytes([value[at] ^ 1]) + value[at + 1 :]), *rest])
+
+
+def foreign_key(like: Manifest, rng: random.Random) -> Sealed:
+    return _sealed(like, pickle.dumps({}), key="another key of the same length, but not ours")
+
+
+def foreign_features(like: Manifest, rng: random.Random) -> Sealed:
+    return _sealed(like, pickle.dumps({}), fingerprint=f"{rng.getrandbits(64):016x}")
+
+
+def forbidden(like: Manifest, rng: random.Random) -> Sealed:
+    return _sealed(like, pickle.dumps(print))
+
+
+def large(like: Manifest, rng: random.Random) -> Sealed:
+    return _sealed(like, rng.randbytes(LARGE))
+
+
+@pytest.mark.parametrize(
+    ("forge", "code"),
+    [
+        (cut, Code.BAD_BYTES),
+        (altered, Code.BAD_BYTES),
+        (foreign_key, Code.BAD_SIGNATURE),
+        (foreign_features, Code.WRONG_FINGERPRINT),
+        (forbidden, Code.DOES_NOT_OPEN),
+        (large, Code.DOES_NOT_OPEN),
+    ],
+)
+async def test_version(trial: Trial, forge: Forge, code: Code) -> None:
+    trial.spawn()
+    await trial.flowing()
+    await trial.moment()
+    forged = forge(_newest(trial), trial.rng)
+    written = set(forged.records())
+    writer = Writer(trial.world.connection)
+    await writer.start()
+    where = partition(forged.manifest.model.encode(), trial.world.pipeline.model_partitions)
+    topic = trial.world.pipeline.topic("models")
+    await writer.write(Out(topic, where, key, value) for key, value in forged.records())
+    await writer.stop()
+    await trial.until(lambda: _refused(trial, forged.manifest), "the gate refuses it")
+    trial.mark()
+    await trial.recovered("predictions", "models")
+    later = forged.manifest.version + 1
+    await trial.until(lambda: _serving(trial) >= later, "the true versions go on being served")
+    models = trial.outside["models"]
+    models[:] = [
+        r for r in models if (r.key, r.value) not in written
+    ]  # the ledger is of what the learner wrote
+    await trial.quiet()
+    assert _refused(trial, forged.manifest) == code.value
+    assert max(_waits(trial)) < BOUND_S
+
+
+def _newest(trial: Trial) -> Manifest:
+    """Of the learner's own, before it comes to the number that was forged."""
+    manifests = (
+        Manifest.model_validate_json(r.value)
+        for r in trial.outside["models"]
+        if r.value is not None and (r.key or b"").startswith(b"line/") and (r.key or b"").count(b"/") == 1
+    )
+    return max(manifests, key=lambda m: m.version)
+
+
+def _refused(trial: Trial, manifest: Manifest) -> str:
+    for record in reversed(trial.outside["vitals"]):
+        vitals = Vitals.model_validate_json(record.value or b"")
+        if (vitals.model, vitals.version) == (manifest.model, manifest.version) and vitals.gate:
+            return vitals.gate
+    return ""
+
+
+def _serving(trial: Trial) -> int:
+    """The version that answered last."""
+    said = predictions(trial, range(trial.load.count))[-20:]
+    return max((p.version for p in said if p.source is Source.MODEL), default=0)
+
+
+def _waits(trial: Trial) -> list[float]:
+    appended = {place(r): r.timestamp for r in first(trial.outside["facts"])}
+    said = first(trial.outside["predictions"])
+    return [(r.timestamp - appended[cause(r)[0]]) / 1000 for r in said]
