@@ -11,8 +11,8 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -205,6 +205,17 @@ class Session:
 
     def end(self) -> None:
         self.over = True
+
+    @asynccontextmanager
+    async def at_work(self) -> AsyncIterator[None]:
+        """One turn. If it fails, state may be ahead of its outputs: a rebalance that waits for the turn
+        must not make that durable."""
+        async with self.turn:
+            try:
+                yield
+            except BaseException:
+                self.end()
+                raise
 
     def positions(self) -> dict[TopicPartition, int]:
         """Where to read on: an input that two owners share is read from the lesser position."""
@@ -404,7 +415,7 @@ class Agent(ABC):
         while not stop.is_set():
             if not session.owners:
                 await self._idle(session)
-            async with session.turn:
+            async with session.at_work():
                 if session.failure is not None:
                     raise session.failure
                 if session.target is not None:

@@ -50,6 +50,7 @@ class Waiting(msgspec.Struct, gc=False):
     at: int
     value: bytes
     place: bytes = b""
+    waits: bool = False
 
     @classmethod
     def restored(cls, place: bytes, value: bytes) -> Waiting:
@@ -89,7 +90,7 @@ class Matcher:
         self._within = int(within / timedelta(milliseconds=1))
         self._limit = limit
         self._waiting: dict[str, Waiting] = {}  # the first of each key
-        self._more: dict[str, list[Waiting]] = {}  # further ones of a key, which is rare
+        self._more: dict[str, deque[Waiting]] = {}  # further ones of a key, which is rare
         self._labels: dict[str, Label] = {}
         self._left: dict[str, int] = {}  # append time of a prediction that left without its outcome
         # What may expire, oldest first. An entry that is settled stays until its turn, or a sweep.
@@ -129,8 +130,9 @@ class Matcher:
 
     def _wait(self, prediction: Waiting) -> None:
         if self._waiting.setdefault(prediction.key, prediction) is not prediction:
-            self._more.setdefault(prediction.key, []).append(prediction)
+            self._more.setdefault(prediction.key, deque()).append(prediction)
         self._queue.append(prediction)
+        prediction.waits = True
         self.waiting += 1
 
     def come_true(self, key: str, value: LabelValue, at: int) -> list[Waiting]:
@@ -148,6 +150,7 @@ class Matcher:
         self.early += not met
         self._set_label(key, value, self.clock["outcomes"], joined=bool(met))
         for prediction in met:
+            prediction.waits = False
             self._change(prediction.place, None)
         self.waiting -= len(met)
         self.fates[Fate.JOINED if met else Fate.EARLY] += 1
@@ -195,27 +198,23 @@ class Matcher:
                 self._change(GONE + key.encode(), None)
 
     def _give_up(self, prediction: Waiting) -> None:
-        if not self._waits(prediction):
+        if not prediction.waits:
             return  # joined meanwhile
         key, at = prediction.key, prediction.at
         more = self._more.get(key)
         if more is None:
             del self._waiting[key]
         else:  # the oldest leaves first
-            self._waiting[key] = more.pop(0)
+            self._waiting[key] = more.popleft()
             if not more:
                 del self._more[key]
+        prediction.waits = False
         self.waiting -= 1
         self.missing += 1
         self._left[key] = at
         self._gone.append((at, key))
         self._change(prediction.place, None)
         self._change(GONE + key.encode(), b"%d" % at)
-
-    def _waits(self, prediction: Waiting) -> bool:
-        return self._waiting.get(prediction.key) is prediction or any(
-            other is prediction for other in self._more.get(prediction.key, ())
-        )
 
     def _drop_label(self, at: int, key: str, *, joined: bool) -> None:
         if not self._labelled(at, key, joined=joined):
@@ -233,7 +232,7 @@ class Matcher:
     def _sweep(self) -> None:
         """Drops settled entries before they are more than a quarter: what has joined must not take room."""
         if len(self._queue) > self.waiting * 5 // 4 + SETTLED:
-            self._queue = deque(filter(self._waits, self._queue))
+            self._queue = deque(prediction for prediction in self._queue if prediction.waits)
         if len(self._early) > self.early * 5 // 4 + SETTLED:
             self._early = deque(entry for entry in self._early if self._labelled(*entry, joined=False))
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Executor, Future
 from contextlib import AsyncExitStack, suppress
+from threading import Thread
+from typing import ParamSpec, TypeVar
 
 import structlog
 
-from ..models.gate import Admitted, Refused, examine
+from ..models.gate import Admitted, Code, Refused, examine
 from ..models.routing import Route
 from ..models.serving import Serving
 from ..models.unpickle import AllowList
@@ -20,10 +23,36 @@ from ..topics.tail import Tail
 from .agent import Runtime
 from .follow import Verdicts
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 log = structlog.get_logger(__name__)
 
 RECENT_FACTS = 256  # features kept for the gate: enough to see a share of 2 % out of bounds
+EXAMINE_SECONDS = 60.0  # the largest version opens in 45; one that hangs holds up those after it no longer
 LOOK_SECONDS = 0.1  # between looks for what a verdict changed; a new version is looked at when it comes
+
+
+class _Daemons(Executor):
+    """A thread for each call, which the end of the process does not wait for: the call may never return."""
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        future: Future[T] = Future()
+        future.set_running_or_notify_cancel()  # who gives it up leaves it to end as it may
+
+        def run() -> None:
+            try:
+                result = fn(*args, **kwargs)
+            except BaseException as error:  # noqa: BLE001  raised where the call is awaited
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+
+        Thread(target=run, daemon=True, name="examining a version").start()
+        return future
+
+
+_DAEMONS = _Daemons()
 
 
 class Versions:
@@ -96,7 +125,12 @@ class Versions:
         try:
             blob = self._library.blob(manifest.model, manifest.version)
             # A forest takes a second to open: facts are answered meanwhile.
-            admitted = await asyncio.to_thread(self._examine, manifest, blob, list(self.recent))
+            async with asyncio.timeout(EXAMINE_SECONDS):
+                admitted = await asyncio.get_running_loop().run_in_executor(
+                    _DAEMONS, self._examine, manifest, blob, list(self.recent)
+                )
+        except TimeoutError:
+            self._refuse(manifest, Code.TOO_SLOW.value, f"no answer within {EXAMINE_SECONDS:.0f} s")
         except Refused as refused:
             self._refuse(manifest, refused.code.value, str(refused))
         except BadVersion as error:

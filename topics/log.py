@@ -40,6 +40,7 @@ MAX_DEAD_BYTES = 12_000_000  # of a dead letter: an event that was too large its
 BATCH_BYTES = 900_000  # of one produce batch, below the broker's limit with room for its framing
 FETCH_WAIT_MS = 100  # a fetch on the old position delays a seek by this at most
 DELIVERY_TIMEOUT_MS = 30_000  # of one batch, a commit or a fencing, retries included; then it has failed
+READ_TIMEOUT_MS = 6_000  # of one request of a reader, which asks to wait for FETCH_WAIT_MS at most
 REQUEST_TIMEOUT_MS = 10_000  # of one request: a dead connection is given up, and two more fit into a delivery
 TRANSACTION_TIMEOUT_MS = 10_000  # a stalled writer holds up read_committed readers this long at most
 PROGRESS_SECONDS = 1.0  # a commit that only tools read may take from the data's time
@@ -102,7 +103,7 @@ def consumer(connection: Connection, **options: object) -> AIOKafkaConsumer:
             "isolation_level": "read_committed",
             "fetch_max_wait_ms": FETCH_WAIT_MS,
             "max_partition_fetch_bytes": 2_000_000,
-            "request_timeout_ms": REQUEST_TIMEOUT_MS,
+            "request_timeout_ms": READ_TIMEOUT_MS,
             "retry_backoff_ms": RETRY_BACKOFF_MS,
             **options,
         },
@@ -116,11 +117,14 @@ async def stop_consumer(consumer: AIOKafkaConsumer) -> None:
     goes on, and `stop` waits for ever: so it is cancelled again until it ends.
     """
     stopping = asyncio.ensure_future(consumer.stop())
-    while not (await asyncio.wait([stopping], timeout=STOP_LOOK_SECONDS))[0]:
-        fetcher = getattr(consumer, "_fetcher", None)
-        if fetcher is not None:
-            fetcher._fetch_task.cancel()
-    await stopping
+    try:
+        while not (await asyncio.wait([stopping], timeout=STOP_LOOK_SECONDS))[0]:
+            fetcher = getattr(consumer, "_fetcher", None)
+            if fetcher is not None:
+                fetcher._fetch_task.cancel()
+        await stopping
+    finally:
+        stopping.cancel()  # with whoever waits for it
 
 
 class Reader:

@@ -154,9 +154,9 @@ class Inspector:
     async def __aexit__(self, *exc: object) -> None:
         await stop_consumer(self._consumer)
 
-    async def read_all(self, tp: TopicPartition) -> list[Record]:
-        """Every committed record of the partition as of now."""
-        return [record async for records in self._batches(tp) for record in records]
+    async def read_all(self, tp: TopicPartition, last: int | None = None) -> list[Record]:
+        """Every committed record of the partition as of now, or of its `last` offsets."""
+        return [record async for records in self._batches(tp, last) for record in records]
 
     async def read_table(self, tp: TopicPartition) -> dict[bytes, bytes]:
         """The table that the committed records of a compacted partition stand for, as of now."""
@@ -165,8 +165,9 @@ class Inspector:
             fold(table, records)
         return table
 
-    async def _batches(self, tp: TopicPartition) -> AsyncIterator[Sequence[Record]]:
+    async def _batches(self, tp: TopicPartition, last: int | None = None) -> AsyncIterator[Sequence[Record]]:
         begin, end = await self.range(tp)
+        begin = begin if last is None else max(begin, end - last)
         if begin >= end:
             return
         self._consumer.assign([tp])

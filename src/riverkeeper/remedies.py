@@ -101,7 +101,12 @@ def _unreachable(text: str, heard: str) -> str:
     hosts = ",".join(f"{host}:{port}" for host, port in re.findall(r"\('([^']+)', (\d+)", text))
     broker = f"the broker at {hosts}" if hosts else "the broker"
     why = re.sub(r"^Unable connect to \S+ ", "", heard)
-    if "uthentication" in why:
+    if "CERTIFICATE_VERIFY_FAILED" in why:
+        return (
+            f"{broker} shows a certificate that we do not trust ({why}); name the authority that signed it with "
+            f"--ssl-cafile or {PREFIX}SSL_CAFILE"
+        )
+    if "uthentication" in why or "UnsupportedSaslMechanism" in why:
         return (
             f"{broker} does not accept us ({why}); check {PREFIX}SASL_USERNAME, {PREFIX}SASL_PASSWORD "
             "and --sasl-mechanism"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
@@ -20,12 +21,14 @@ from .process import check_topics
 from .topics.catalog import Catalog
 from .topics.connection import Connection
 from .topics.log import Record, consumer
-from .topics.messages import Incident, Manifest, State, Verdict
+from .topics.messages import WAITED, Incident, Manifest, State, Verdict, Vitals
 from .topics.store import Inspector
 
 SHOWING = {"ingest": ("events",), "score": ("facts",), "join": ("predictions", "outcomes")}
 FEW = 50  # records: so little may be transaction markers alone, which are no records; then it is read to know
 FEW_MS = 300  # for that
+RECENT_MS = 60_000  # of vitals, that say how agents keep up
+LAST_VITALS = 5_000  # records; a minute of some ten processes with some ten models
 COORDINATOR_LOOKS, COORDINATOR_SECONDS = 20, 0.25  # 5 s in all, as other commands wait
 
 
@@ -59,11 +62,27 @@ class IncidentStatus(msgspec.Struct, frozen=True):
     reason: str
 
 
+class LoadStatus(msgspec.Struct, frozen=True):
+    """What agents did not come to, as the vitals of the last `RECENT_MS` say; all 0 if they keep up.
+
+    `late` and `too_slow` are facts that the fallback answered for that reason; `shadows_shed` answers of models
+    without traffic, and `examples_shed` examples that were left out, as the pipeline allows.
+    """
+
+    waited_ms: int  # the longest that a fact had to wait
+    facts: int
+    late: int
+    too_slow: int
+    shadows_shed: int
+    examples_shed: int
+
+
 class Status(msgspec.Struct, frozen=True):
     pipeline: str
     metric: str
     agents: list[AgentStatus]
     dead: int  # dead letters that the log still holds
+    load: LoadStatus
     models: list[ModelStatus]
     incidents: list[IncidentStatus]  # open ones
 
@@ -80,6 +99,7 @@ async def read_status(connection: Connection, pipeline: Pipeline) -> Status:
             for p in range(pipeline.model_partitions)
             for record in await inspector.read_all(TopicPartition(pipeline.topic("models"), p))
         ]
+        vitals = await inspector.read_all(TopicPartition(pipeline.topic("vitals"), 0), LAST_VITALS)
     newest = newest_manifests(versions)
     models = models_status(pipeline, verdicts, newest)
     learning = [newest[m.model] for m in models if m.model in newest and m.state != State.DESTROYED]
@@ -89,9 +109,28 @@ async def read_status(connection: Connection, pipeline: Pipeline) -> Status:
         metric=metric_name(pipeline.task),
         agents=agents,
         dead=dead,
+        load=load_status(vitals),
         models=models,
         incidents=open_incidents(incidents),
     )
+
+
+def load_status(records: Sequence[Record]) -> LoadStatus:
+    """By the append times of the records: of the last minute before the newest of them."""
+    since = max((record.timestamp for record in records), default=0) - RECENT_MS
+    waited, counts = 0, Counter[str]()
+    for record in records:
+        if record.timestamp <= since:
+            continue
+        try:
+            vitals = Vitals.model_validate_json(record.value or b"")
+        except ValidationError:
+            continue
+        if vitals.agent in ("score", "learn"):
+            waited = max(waited, vitals.counts.get(WAITED, 0))
+            counts.update(vitals.counts)
+    found = {name: counts[name] for name in LoadStatus.__struct_fields__ if name != WAITED}
+    return LoadStatus(waited_ms=waited, **found)
 
 
 def newest_manifests(records: Sequence[Record]) -> dict[str, Manifest]:
@@ -260,6 +299,7 @@ def text(status: Status) -> str:
             [[a.agent, *("-" if n is None else str(n) for n in (a.replicas, a.lag))] for a in status.agents],
         ),
         f"dead letters: {status.dead}",
+        _load(status.load),
         table(
             ["model", "state", "since", "version", "learned", status.metric, "baseline"],
             [_row(model) for model in status.models],
@@ -271,6 +311,20 @@ def text(status: Status) -> str:
     else:
         parts.append("no open incident")
     return "\n\n".join([f"pipeline {status.pipeline}", *parts])
+
+
+def _load(load: LoadStatus) -> str:
+    """The last minute in a line: what was shed, if anything."""
+    left = {
+        "late": load.late,
+        "too slow a model": load.too_slow,
+        "shadow answers shed": load.shadows_shed,
+        "examples shed": load.examples_shed,
+    }
+    told = [f"{name} {count:,}" for name, count in left.items() if count] or ["nothing shed"]
+    return ", ".join(
+        [f"last minute: {load.facts:,} facts", f"longest wait {load.waited_ms / 1000:.1f} s", *told]
+    )
 
 
 def _row(model: ModelStatus) -> list[str]:

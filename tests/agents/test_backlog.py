@@ -17,6 +17,7 @@ from riverkeeper.agents.backlog import HEARD_WINDOWS, Backlog
 from riverkeeper.agents.learn import MAX_REST, SHARE_BEHIND, Learn, LearnWork
 from riverkeeper.models.student import Student, start_line
 from riverkeeper.models.version import verify
+from riverkeeper.status import LoadStatus, load_status
 from riverkeeper.topics.messages import WAITED, Span, State, Verdict, Vitals
 from tests.agents.test_learn import ALLOW, KEY, Log, numbered, pipeline, published, records, started
 from tests.agents.tiny import Stored, runtime
@@ -201,3 +202,28 @@ def replace_shed(examples: float) -> Pipeline:
         publish=plain.publish,
         shed=Shed(examples=examples, learn_after=timedelta(minutes=5)),
     )
+
+
+# What is told of it.
+
+
+def test_status_tells_what_was_shed_in_the_last_minute() -> None:
+    def told(at_ms: int, agent: Any, model: str, **counts: int) -> Stored:
+        vitals = Vitals(agent=agent, replica="a", model=model, from_ms=0, to_ms=0, counts=counts)
+        return Stored(0, vitals.encode(), timestamp=at_ms)
+
+    now = 1_000_000
+    load = load_status(
+        [
+            told(now - 61_000, "score", "", facts=9, late=9, waited_ms=9_000),
+            told(now - 30_000, "score", "", facts=100, late=4, shadows_shed=7, waited_ms=2_100),
+            told(now - 1_000, "score", "", facts=50, too_slow=1, waited_ms=300),
+            told(now - 1_000, "learn", "main", examples_shed=200),
+            told(now, "join", "", examples=3, late=5),  # outcomes that came late are another thing
+            Stored(0, b"{", timestamp=now),
+        ]
+    )
+    assert load == LoadStatus(
+        waited_ms=2_100, facts=150, late=4, too_slow=1, shadows_shed=7, examples_shed=200
+    )
+    assert load_status([]) == LoadStatus(0, 0, 0, 0, 0, 0)

@@ -113,6 +113,7 @@ class Tape:
         *,
         begins: dict[tuple[Topic, int], int] | None = None,
         final: Tape | None = None,
+        early: dict[tuple[Topic, int], int] | None = None,
         obeyed_within_ms: int = 2_000,
     ) -> Notebook:
         """The ledger over these records, without a broker. `final` is what stands there once all was read."""
@@ -125,7 +126,7 @@ class Tape:
                 extents[topic, p] = Extent(begin, max(begin, self.end(topic, p)), begin == 0, since)
         ends = {place: (final or self).end(*place) for place in extents}
         with Scratch() as scratch:
-            horizon = Horizon(extents, self.positions, ends)
+            horizon = Horizon(extents, self.positions, ends, early or {})
             ledger = Ledger(self.pipeline, horizon, scratch, key=KEY, obeyed_within_ms=obeyed_within_ms)
             for topic in ORDER:
                 for p, records in enumerate(self.topics[topic]):

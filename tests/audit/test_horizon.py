@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from riverkeeper.audit.reading import ENDS
 from riverkeeper.audit.report import Topic
-from tests.audit.tape import Tape, shown
+from tests.audit.tape import Rec, Tape, shown
 
 DATA = (Topic.EVENTS, Topic.FACTS, Topic.OUTCOMES, Topic.PREDICTIONS, Topic.EXAMPLES, Topic.DEAD)
 
@@ -36,11 +37,24 @@ def test_started_in_the_middle(tape: Tape, at: float) -> None:
     assert not notes.findings, shown(notes.findings)
 
 
-def test_a_topic_ends_where_it_was_when_the_audit_began(tape: Tape) -> None:
-    """Causes that came later are of no concern, and neither are their effects."""
-    for topic in (Topic.EVENTS, Topic.FACTS, Topic.OUTCOMES, Topic.PREDICTIONS):
-        cut = tape.copy()
-        for p, records in enumerate(cut.topics[topic]):
-            cut.topics[topic][p] = records[: len(records) // 2]
-        notes = cut.audited(final=tape)
-        assert not notes.findings, shown(notes.findings)
+@pytest.mark.parametrize("topics", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9])
+def test_a_system_at_work(tape: Tape, topics: int, share: float) -> None:
+    """Ends are taken from causes to effects. What came after one's end has effects that are read, and are of
+    no concern; what came before and has none yet is pending."""
+    cut = tape.copy()
+    times = sorted(r.timestamp for r in tape.all(Topic.EVENTS))
+    moment = times[int(share * len(times))]
+    for topic in ENDS[:topics]:
+        cut.topics[topic] = [[r for r in part if r.timestamp < moment] for part in tape.topics[topic]]
+    cut.positions = {}
+    early = {
+        (Topic.EXAMPLES, p): end_before(records, moment)
+        for p, records in enumerate(tape.topics[Topic.EXAMPLES])
+    }
+    notes = cut.audited(final=tape, early=early)
+    assert not notes.findings, shown(notes.findings)
+
+
+def end_before(records: list[Rec], moment: int) -> int:
+    return max((r.offset + 1 for r in records if r.timestamp < moment), default=0)

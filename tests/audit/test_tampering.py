@@ -223,6 +223,11 @@ ALTERED: dict[str, tuple[Topic, Change]] = {
     "example-version": (Topic.EXAMPLES, lambda r: r.saying(version=0)),
     "example-baseline": (Topic.EXAMPLES, lambda r: r.saying(baseline=1.0)),
     "letter-bytes": (Topic.DEAD, lambda r: replace(r, value=(r.value or b"") + b" ")),
+    "letter-header": (Topic.DEAD, lambda r: replace(r, headers=(*r.headers, ("more", b"")))),
+    "letter-code": (
+        Topic.DEAD,
+        lambda r: replace(r, headers=(r.headers[0], ("code", b"mood"), r.headers[2])),
+    ),
     "letter-key": (Topic.DEAD, lambda r: replace(r, key=b"another")),
 }
 

@@ -11,6 +11,7 @@ import os
 import shlex
 import subprocess
 import sys
+import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ import pytest
 from confluent_kafka.admin import AdminClient
 
 from riverkeeper import Pipeline
-from riverkeeper.acls import ROLES
+from riverkeeper.acls import ROLES, document
 from riverkeeper.demos.flights_data import rows, stream
 from riverkeeper.process import NAMES, Process
 from riverkeeper.remedies import sentence
@@ -32,6 +33,7 @@ from tests.brokers.kafka import KafkaCluster, jars
 from tests.brokers.security import ADMIN, Authority, Grant, Secured, add_user, grant, granted, revoke
 from tests.system import account
 from tests.system.harness import SIGNING_KEY, Event, World, processes, world
+from tests.system.pipelines import KINDS
 from tests.system.play import finished
 
 PASSWORD = "not-a-secret"
@@ -220,6 +222,17 @@ async def reads_as_reader(it: Guarded) -> None:
         await consumer.stop()
 
 
+async def test_the_creator_makes_the_topics_and_compares_them(secure: Secure) -> None:
+    pipeline = KINDS["levels"](f"made-{uuid.uuid4().hex[:8]}")
+    needed = [g for command in printed(pipeline, "levels")["creator"] for g in grants(command)]
+    add_user(secure.admin, needed[0].user, PASSWORD)
+    grant(secure.admin, needed)
+    seen = environment(secure, needed[0].user, replication="1", min_insync="1")
+    for told in ("created", "ok"):
+        done = await asyncio.to_thread(riverkeeper, ["topics", REF], pipeline, "levels", **seen)
+        assert done.returncode == 0 and f"{pipeline.name}.events: {told}" in done.stdout, done
+
+
 async def test_kafkas_own_tool_takes_the_commands(secure: Secure, tmp_path: Path) -> None:
     """And does what the tests do for it elsewhere."""
     (tmp_path / "admin.properties").write_text(secure.secured.tool_properties())
@@ -244,3 +257,57 @@ async def test_each_right_that_is_missing_is_named(secure: Secure, role: str) ->
             said = await it.without(role, missing)
             right = f"{missing.operation} on {missing.resource} {missing.name}"
             assert right in said and "riverkeeper acls" in said, f"without {missing}: {said}"
+
+
+OUTSIDERS = {
+    "wrong password": ({"sasl_password": "guessed"}, "RIVERKEEPER_SASL_PASSWORD"),
+    "unknown user": ({"sasl_username": "nobody"}, "RIVERKEEPER_SASL_USERNAME"),
+    "other mechanism": ({"sasl_mechanism": "SCRAM-SHA-256"}, "--sasl-mechanism"),
+    "other authority": ({"ssl_cafile": "other"}, "--ssl-cafile"),
+    "no encryption": ({"security_protocol": "PLAINTEXT"}, "--security-protocol"),
+    "no user": ({"security_protocol": "SSL"}, "--security-protocol"),
+}
+COMMANDS = {
+    "run": ["run", REF],
+    "topics": ["topics", REF],
+    "status": ["status", REF],
+    "audit": ["audit", REF],
+    "verdict": ["quarantine", "some/model", "--reason", "x"],
+}
+
+
+async def ended(secure: Secure, command: str, user: str, **changed: str) -> str:
+    """What a command says that must not succeed."""
+    seen = environment(secure, user, replication="1", min_insync="1", **changed)
+    pipeline = KINDS["levels"]("some")
+    done = await asyncio.to_thread(riverkeeper, COMMANDS[command], pipeline, "levels", **seen)
+    lines = done.stderr.splitlines()
+    assert done.returncode in (1, 2) and "Traceback" not in done.stderr, done.stderr
+    assert sum(line.startswith("Error: ") for line in lines) == 1, done.stderr
+    return lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("outsider", "command"),
+    [*((outsider, "run") for outsider in OUTSIDERS), *(("wrong password", command) for command in COMMANDS)],
+)
+async def test_who_may_not_come_in_is_told_in_a_sentence(
+    secure: Secure, tmp_path: Path, outsider: str, command: str
+) -> None:
+    changed, told = OUTSIDERS[outsider]
+    if "ssl_cafile" in changed:
+        changed = {"ssl_cafile": str(Authority.make(tmp_path).certificate)}
+    add_user(secure.admin, "insider", PASSWORD)
+    assert told in await ended(secure, command, "insider", **changed)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+async def test_who_may_do_nothing_is_told_what_is_missing(secure: Secure, command: str) -> None:
+    """Known to the broker, and granted nothing."""
+    add_user(secure.admin, "guest", PASSWORD)
+    said = await ended(secure, command, "guest")
+    assert "topic some." in said and "does not allow this user" in said and "riverkeeper acls" in said
+
+
+def test_the_page_is_the_table() -> None:
+    assert (ROOT / "docs" / "security.md").read_text() == document()

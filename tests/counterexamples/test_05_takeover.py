@@ -129,7 +129,9 @@ async def test_a_failed_hand_over_ends_the_stay(real: Broker) -> None:
         with suppress(TimeoutError):
             await until(lambda: first.agent._session is not session, REFUSED_S)
         assert first.agent._session is not session, "the stay went on after its hand-over failed"
-        await second.ready()
+        for running in (first, second):
+            await running.ready()
+            await running.stop()
 
 
 async def test_only_the_store_says_where_to_read(real: Broker) -> None:

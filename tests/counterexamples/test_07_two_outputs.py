@@ -65,6 +65,7 @@ async def test_live_and_shadows_are_all_taken(real: Broker) -> None:
             await score.take_over(0)
             await score.read_to(pipeline.topic("facts"), 20)
 
+        assert len(await admitted(real, pipeline, "predictions")) == 20, "one answer to each fact"
         answered = await predictions(real, pipeline)
         assert [(p.id, p.model, p.source) for p in answered] == [
             (f"s{i}", "line", Source.MODEL) for i in range(20)

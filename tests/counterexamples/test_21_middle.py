@@ -2,9 +2,9 @@
 
 A zombie and its successor wrote `6 7 8 6' 7' 8' 9'`. One reader takes [0, 3) and stops; the next takes
 [3, 7) and, with no more than a position, would take 6, 7 and 8 a second time. A position never stands
-alone: the greatest number of each source is stored beside it. Nothing else reads facts, outcomes or
-predictions from the middle. Versions name stretches of `examples`, which join writes in transactions:
-there are no copies in it.
+alone: the greatest number of each source is stored beside it. No other agent reads facts, outcomes
+or predictions from the middle, and an audit with `--since` judges nothing whose cause it has not read.
+Versions name stretches of `examples`, which join writes in transactions: there are no copies in it.
 """
 
 from __future__ import annotations

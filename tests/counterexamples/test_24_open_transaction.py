@@ -60,12 +60,12 @@ async def test_a_stalled_learner_holds_its_own_models_and_not_for_long(real: Bro
                 ByHand(Learn(runtime(pipeline, real, limits=BY_HAND))) as learn,
                 writing(real) as writer,
             ):
+                await learn.take_over(1)
                 await stalled._producer.begin_transaction()
                 await stalled._producer.send_and_wait(topic, b"", HALF, partition=0)
                 began = time.monotonic()
                 await writer.write([Out(topic, 0, WRITTEN, b"")])
 
-                await learn.take_over(1)
                 owner = learn.session.owners[1]
                 await owner.work.prepare(0.0, drained=False)
                 await learn.checkpoint(1)

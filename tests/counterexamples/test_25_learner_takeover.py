@@ -9,6 +9,7 @@ it has learned by itself in another order: no learner learns ahead for a takeove
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -117,6 +118,9 @@ async def test_a_deposed_learner_forks_nothing(real: Broker) -> None:
             await learn_next(writer.write, successor, log[9:], 10)
             await publish(successor)
 
+        # What aiokafka leaves of a fenced producer complains as it goes: not while pytest reads a failure.
+        del zombie, successor
+        gc.collect()
         versions, library = await published(real, pipeline)
         numbers = [m.version for m in versions]
         assert numbers == list(range(1, len(versions) + 1)), "two versions of one number"

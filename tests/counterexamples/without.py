@@ -181,8 +181,11 @@ def outcomes(tree: Path, number: int, file: Path, declared: Sequence[Remedy]) ->
     name = f"{FOLDER}/{file.name}"
     yield _timed(number, "", tree, name)
     for remedy in declared:
-        with removed(remedy, tree):
-            yield _timed(number, remedy.name, tree, name)
+        try:
+            with removed(remedy, tree):
+                yield _timed(number, remedy.name, tree, name)
+        except Misdeclared as error:
+            yield Outcome(number, remedy.name, False, f"misdeclared: {error}", 0.0)
 
 
 def _timed(number: int, remedy: str, tree: Path, file: str) -> Outcome:

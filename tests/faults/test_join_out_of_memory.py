@@ -80,7 +80,9 @@ async def killed_over(trial: Trial, victim: Replica, bound: int) -> None:
             assert victim.process.poll() is None, victim.tail()
             await asyncio.sleep(LOOK)
     victim.kill()
-    trial.note(f"join had {bound >> 20} MB and was killed, at {trial.outside.firsts('predictions')} predictions")
+    trial.note(
+        f"join had {bound >> 20} MB and was killed, at {trial.outside.firsts('predictions')} predictions"
+    )
 
 
 def resident(replica: Replica) -> int:

@@ -253,17 +253,6 @@ def test_an_optional_field_does_not_fit_a_parameter_that_must_be_there() -> None
         resolve(["gate", pier])
 
 
-def test_a_fold_by_another_key_is_an_error() -> None:
-    @fold(key="carrier", start=0.0)
-    def by_carrier(level: float, f: Departure) -> float:
-        return level
-
-    with pytest.raises(
-        PipelineError, match="'by_carrier' is keyed by 'carrier', but the pipeline by 'origin'"
-    ):
-        resolve([by_carrier])
-
-
 def test_the_fact_of_another_pipeline_is_an_error() -> None:
     @feature
     def early(f: Arrival) -> bool:

@@ -219,16 +219,6 @@ def test_a_version_nobody_wrote_is_not_loadable() -> None:
         Assembler().blob("learned", 1)
 
 
-def test_chunks_of_two_writers_of_one_number_do_not_mix() -> None:
-    """Counterexample 26: a fenced learner's chunks among those of its successor."""
-    assembler = Assembler()
-    ours, theirs = sealed(), sealed(data=BIG[::-1])
-    mixed = [record for pair in zip(ours.chunks, theirs.chunks, strict=True) for record in pair]
-    assert fed(assembler, [*mixed, ours.records()[-1]]) == [ours.manifest]
-    assert assembler.blob("learned", 1) == BIG
-    assert assembler.held_bytes == len(BIG)
-
-
 def test_a_tombstone_of_a_chunk_takes_the_bytes_and_leaves_the_manifest() -> None:
     """Counterexample 11: the spans outlive the bytes."""
     assembler = Assembler()

@@ -806,9 +806,9 @@ class Coordinator:
         member, generation = self._member, self._generation
         while True:
             try:
-                await asyncio.shield(
-                    self._network.request(lambda: self._group.commit(member, generation, offsets))
-                )
+                request = self._network.request(lambda: self._group.commit(member, generation, offsets))
+                request.add_done_callback(_looked_at)
+                await asyncio.shield(request)
                 return
             except kafka_errors.RebalanceInProgressError as error:
                 self._request_rejoin()

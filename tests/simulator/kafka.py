@@ -183,6 +183,7 @@ class Kafka:
         self.transactions: dict[str, Transactions] = {}
         self.groups: dict[str, Group] = {}
         self.on_commit: Callable[[Partition], None] = lambda partition: None
+        self.refusals = 0.0  # share of an agent's batches that the broker refuses for good
         self._pids = 0
 
     def create(self, topic: str, partitions: int, *, compacted: bool = False) -> None:
@@ -221,6 +222,8 @@ class Kafka:
         Returns the append time in ms.
         """
         partition = self.led(tp)
+        if pid >= 0 and self.refusals and self.random.random() < self.refusals:
+            raise kafka_errors.UnknownError()
         if transactional_id is not None:
             self._verify(transactional_id, tp, pid, epoch)
         if pid >= 0 and self._repeated(partition, pid, epoch, sequence, len(messages)):

@@ -32,6 +32,7 @@ class Plan:
     latency: float  # seconds, one way
     stragglers: float  # share of messages that take a hundred times as long
     loss: float  # share of messages
+    refusals: float  # share of batches that the broker refuses for good
     lateness: float  # seconds a timer may come late
     fuse: float  # steps between a process's faults, on average
     faults: tuple[str, ...]
@@ -64,6 +65,7 @@ class Plan:
             latency=random.choice((0.0005, 0.002, 0.02)),
             stragglers=random.choice((0.0, 0.0, 0.02, 0.1)),
             loss=random.choice((0.0, 0.0, 0.01, 0.05)),
+            refusals=random.choice((0.0, 0.0, 0.0, 0.02)),
             lateness=random.choice((0.0, 0.05, 0.2)),
             fuse=random.choice((40.0, 150.0, 500.0)),
             faults=tuple(kind for kind in FAULTS if random.random() < 0.6) or ("crash",),

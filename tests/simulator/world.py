@@ -60,6 +60,7 @@ class World:
         self.loop = Loop(self.random, lateness=plan.lateness)
         self.loop.blown = self._fault
         self.kafka = Kafka(self.loop)
+        self.kafka.refusals = plan.refusals
         self.network = Network(
             self.kafka, latency=plan.latency, stragglers=plan.stragglers, loss=plan.loss, sent=self._sent
         )
@@ -302,7 +303,7 @@ class World:
     def _heal(self) -> None:
         self.note("quiet")
         self.quiet = True
-        self.network.loss = self.network.stragglers = 0.0
+        self.network.loss = self.network.stragglers = self.kafka.refusals = 0.0
         for process in self.processes.values():
             process.fuse = -1
             process.cut_until = 0.0

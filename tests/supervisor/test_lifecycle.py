@@ -226,16 +226,6 @@ def test_relapses_of_an_hour_ago_are_forgotten() -> None:
     assert log.book.courses["m"].dwell_ms(LIMITS) == LIMITS.min_dwell_ms
 
 
-def test_two_supervisors_cannot_undo_each_other() -> None:
-    log = Log()
-    log.fall()
-    stale = log.book
-    log.recover()
-    behind = operator_verdict(stale.routing, "m", State.LIVE, "stale", log.now, "old")
-    assert not log.write(behind)
-    assert log.state is State.PROBATION and log.book.courses["m"].by == "supervisor"
-
-
 def test_a_verdict_issued_twice_counts_once() -> None:
     log = Log()
     verdict = log.fall()

@@ -157,14 +157,6 @@ def test_quality_finds_the_change() -> None:
     assert stream.found()[0].onset_ms == began
 
 
-def test_a_repeated_record_is_not_counted_twice() -> None:
-    stream = Stream().score(150, 20)
-    before = stream.health
-    assert stream.last is not None
-    stream.give(stream.last)
-    assert stream.health is before
-
-
 def test_a_record_that_overlaps_counts_for_its_new_part() -> None:
     stream = Stream().score(100, 50)
     stream.ends["score"] = 50

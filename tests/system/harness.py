@@ -37,6 +37,7 @@ from tests.system.pipelines import KINDS
 SIGNING_KEY = "k" * 40
 SESSION_S = 6.0  # the least that settings allow: a dead replica's partitions wait this long
 WAIT_S = 60.0  # for what takes a few seconds on an idle machine
+REQUEST_MS = 10_000  # of one request: of a broker that is stopped, no answer comes
 READ_MS = 50  # one wait of the outside reader
 CHUNK = 200  # events sent before the feed looks at how far the agents are
 BEHIND = 600  # events that may be unanswered before the feed waits
@@ -129,6 +130,7 @@ class Outside:
             auto_offset_reset="earliest",
             fetch_max_wait_ms=READ_MS,
             max_partition_fetch_bytes=4_000_000,
+            request_timeout_ms=REQUEST_MS,
         )
         counts = {spec.name: spec.partitions for spec in topics_of(pipeline)}
         topics = [pipeline.topic(suffix) for suffix in SUFFIXES]
@@ -281,7 +283,13 @@ async def world(broker: Broker, kind: str) -> AsyncIterator[World]:
     else:
         async with Catalog(broker.connection, Replication(broker.copies, broker.min_insync)) as catalog:
             await catalog.create(specs)
-    producer = AIOKafkaProducer(**broker.connection.client_options(), acks="all", linger_ms=5)
+    producer = AIOKafkaProducer(
+        **broker.connection.client_options(),
+        acks="all",
+        enable_idempotence=True,
+        linger_ms=5,
+        request_timeout_ms=REQUEST_MS,
+    )
     await producer.start()
     try:
         async with Outside(broker.connection, pipeline) as outside:

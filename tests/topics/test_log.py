@@ -6,9 +6,7 @@ from functools import partial
 
 import pytest
 from aiokafka import TopicPartition
-from aiokafka.admin import AIOKafkaAdminClient
 
-from riverkeeper.topics.catalog import TopicSpec
 from riverkeeper.topics.log import DeliveryError, Fenced, FencedWriter, Out, Reader, SourceGap
 from riverkeeper.topics.messages import Origin
 from riverkeeper.topics.store import Inspector, LastRecord, record_hash
@@ -20,7 +18,6 @@ from tests.topics.logs import (
     MESSAGE_TOO_LARGE,
     SMALL,
     connection,
-    create,
     fill,
     forget_below,
     large,
@@ -389,25 +386,3 @@ class TestInspector:
         async with Inspector(connection(broker)) as inspector:
             with pytest.raises(SourceGap):
                 await inspector.check({tp: 4}, {tp: LastRecord(3, record_hash(last))})
-
-    async def test_check_finds_a_topic_made_anew(self, real: Broker) -> None:
-        name = await topic(real)
-        tp = TopicPartition(name, 0)
-        await fill(real, name, [b"old %d" % i for i in range(4)])
-        known = {tp: LastRecord(3, record_hash((await records(real, name))[3]))}
-        admin = AIOKafkaAdminClient(bootstrap_servers=real.address)
-        await admin.start()
-        try:
-            await admin.delete_topics([name])
-
-            async def gone() -> bool:
-                return name not in await admin.list_topics()
-
-            await until(gone)
-        finally:
-            await admin.close()
-        await create(real, TopicSpec(name, 1))
-        await fill(real, name, [b"new %d" % i for i in range(6)])
-        async with Inspector(connection(real)) as inspector:
-            with pytest.raises(SourceGap):
-                await inspector.check({tp: 4}, known)

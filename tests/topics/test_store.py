@@ -93,15 +93,6 @@ def test_a_reader_restored_anywhere_goes_on_as_if_it_had_stayed(seed: int) -> No
     assert [r.value for r in admitted] == [caused(0, cause).value for cause in OUTPUTS]
 
 
-def test_the_middle_of_a_stretch_of_repeats() -> None:
-    numbers = [6, 7, 8, 6, 7, 8, 9]
-    log = [caused(i, (n, 0)) for i, n in enumerate(numbers)]
-    first = Progress({INPUT: 0}, FILTERED)
-    assert [r.offset for r in first.admit(INPUT, log[:3])] == [0, 1, 2]
-    second = Progress.restore(first.head("r", drained=False), [INPUT], FILTERED)
-    assert [r.offset for r in second.admit(INPUT, log[3:])] == [6]
-
-
 def test_sources_and_inputs_are_counted_apart() -> None:
     other = TopicPartition("facts", 1)
     progress = Progress({INPUT: 0, other: 0}, FILTERED)

@@ -63,9 +63,13 @@ class Hasher:
         return hash(self._encode(value))
 
 
-def letter(key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes]]) -> int:
-    """Of what a dead letter must keep."""
-    return hash((key, sha256(value or b"").hexdigest(), tuple((n, v) for n, v in headers)))
+def letter(key: bytes | None, value: bytes | None, whole: bytes | None = None) -> int:
+    """Of the bytes that a dead letter keeps; `whole` is the hex SHA-256 of a value that was cut."""
+    return hash((key, whole.decode(errors="replace") if whole else sha256(value or b"").hexdigest()))
+
+
+def with_headers(content: int, headers: Sequence[tuple[str, bytes]]) -> int:
+    return hash((content, tuple((name, value) for name, value in headers)))
 
 
 class Reader:

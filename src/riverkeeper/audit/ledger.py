@@ -25,7 +25,7 @@ from ..topics.messages import (
     Source,
 )
 from ..topics.partition import partitions
-from .events import Due, Hasher, Invalid, Reader, Window, letter
+from .events import Due, Hasher, Invalid, Reader, Window, letter, with_headers
 from .obedience import OBEYED_WITHIN_MS, Verdicts
 from .report import Notebook, Place, Topic
 from .rule import Horizon, Origin, Rule
@@ -463,8 +463,10 @@ class Ledger:
             if code not in CODES or not named.get("reason"):
                 self._find("altered", Topic.DEAD, record, f"gives no reason that is known: {code!r}")
             self.notes.counts["dead"] += first
-            extra = TOO_LARGE if code == ErrorCode.TOO_LARGE else UNJUDGED
-            by_cause[origin.topic].append(_effect(origin, Topic.DEAD, record, first, _kept(record), extra))
+            content, extra = _kept(record)
+            if origin.topic in (Topic.PREDICTIONS, Topic.OUTCOMES):
+                extra = TOO_LARGE if code == ErrorCode.TOO_LARGE else UNJUDGED
+            by_cause[origin.topic].append(_effect(origin, Topic.DEAD, record, first, content, extra))
         for topic, rows in by_cause.items():
             self._scratch.add_effects(topic, rows)
 
@@ -526,10 +528,9 @@ def _effect(
     )
 
 
-def _kept(record: Record) -> int:
-    """Hash of what a dead letter kept of its cause: behind origin, code and reason stand its headers."""
+def _kept(record: Record) -> tuple[int, int]:
+    """Hashes of what a dead letter kept of its cause: its bytes; its headers behind origin, code and reason."""
     headers = list(record.headers)[3:]
-    cut = dict(headers[:2])
-    if "cut-from-sha256" in cut:
-        return UNJUDGED
-    return letter(record.key, record.value, headers)
+    whole = dict(headers[:2]).get("cut-from-sha256")
+    content = letter(record.key, record.value, whole)
+    return content, UNJUDGED if whole else with_headers(content, headers)

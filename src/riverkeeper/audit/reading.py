@@ -29,6 +29,7 @@ WAIT_MS = 200  # one wait for records
 FETCH_WAIT_MS = 10  # at a partition's end the client asks for more, and the next partition waits for that
 STUCK_SECONDS = 60.0  # without a record where one must be: a broker is in trouble
 OPEN_SECONDS = 15.0  # a transaction on its way when the audit began has ended by then; Kafka's limit is 10 s
+LOOK_SECONDS = 0.02  # between looks whether it has
 MAX_NAMED = 200  # findings whose ids are looked up: each is one read
 HEAD_RECORDS = 20  # the head of a store is the last record of each commit
 HEAD = b"head"
@@ -47,6 +48,7 @@ ENDS = (
     Topic.MODELS,
     Topic.VERDICTS,
 )
+EFFECTS = ENDS[1:]
 STORES = {
     "ingest.store": (Topic.EVENTS,),
     "score.store": (Topic.FACTS,),
@@ -76,8 +78,11 @@ async def audit(
     """
     began = time.monotonic()
     await _check(pipeline, connection)
-    async with _consumer(connection) as consumer:
-        log = _Log(pipeline, consumer)
+    async with (
+        _consumer(connection, "read_committed") as consumer,
+        _consumer(connection, "read_uncommitted") as uncommitted,
+    ):
+        log = _Log(pipeline, consumer, uncommitted)
         horizon = await log.horizon(since)
         with Scratch(scratch) as rows:
             ledger = Ledger(
@@ -144,11 +149,11 @@ def _partitions(pipeline: Pipeline, topic: Topic) -> int:
 
 
 @asynccontextmanager
-async def _consumer(connection: Connection) -> AsyncIterator[AIOKafkaConsumer]:
+async def _consumer(connection: Connection, isolation: str) -> AsyncIterator[AIOKafkaConsumer]:
     consumer = connection.consumer(
         enable_auto_commit=False,
         auto_offset_reset="none",
-        isolation_level="read_committed",
+        isolation_level=isolation,
         max_partition_fetch_bytes=FETCH_BYTES,
         fetch_max_wait_ms=FETCH_WAIT_MS,
     )
@@ -162,9 +167,10 @@ async def _consumer(connection: Connection) -> AsyncIterator[AIOKafkaConsumer]:
 class _Log:
     """A pipeline's topics."""
 
-    def __init__(self, pipeline: Pipeline, consumer: AIOKafkaConsumer) -> None:
+    def __init__(self, pipeline: Pipeline, consumer: AIOKafkaConsumer, uncommitted: AIOKafkaConsumer) -> None:
         self._pipeline = pipeline
         self._consumer = consumer
+        self._uncommitted = uncommitted
         self.records = 0
         self.notes: list[str] = []
 
@@ -176,16 +182,36 @@ class _Log:
 
     async def horizon(self, since: datetime | None) -> Horizon:
         positions = await self._positions()
+        early = await self._consumer.end_offsets(self._tps(Topic.EXAMPLES))
         extents: dict[tuple[Topic, int], Extent] = {}
         for topic in ENDS:
             tps = self._tps(topic)
-            ends = await self._consumer.end_offsets(tps)
+            ends = await self._stable_ends(tps) if topic in EFFECTS else await self._consumer.end_offsets(tps)
             begins = await self._consumer.beginning_offsets(tps)
             for tp in tps:
                 extents[topic, tp.partition] = Extent(begins[tp], ends[tp], begins[tp] == 0)
         if since is not None:
             await self._start_at(since, extents)
-        return Horizon(extents, positions)
+        return Horizon(
+            extents, positions, early={(Topic.EXAMPLES, tp.partition): end for tp, end in early.items()}
+        )
+
+    async def _stable_ends(self, tps: Sequence[TopicPartition]) -> dict[TopicPartition, int]:
+        """The ends as of now, once every transaction on its way is over: one whose position was read in
+        a store may not be marked as committed here yet."""
+        asked = await self._uncommitted.end_offsets(tps)
+        deadline = time.monotonic() + OPEN_SECONDS
+        while True:
+            ends: dict[TopicPartition, int] = await self._consumer.end_offsets(tps)
+            behind = [tp for tp in tps if ends[tp] < asked[tp]]
+            if not behind:
+                return ends
+            if time.monotonic() > deadline:
+                raise CannotAudit(
+                    f"{behind[0].topic}/{behind[0].partition}: a transaction has been open for "
+                    f"{OPEN_SECONDS:.0f} s, and what comes after it cannot be read; is a broker down?"
+                )
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def _start_at(self, since: datetime, extents: Mapping[tuple[Topic, int], Extent]) -> None:
         """Begins at an append time, except with what is few and judges the rest."""

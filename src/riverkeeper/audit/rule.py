@@ -10,6 +10,7 @@ from ..topics.log import Record
 from .report import Topic
 
 SKEW_MS = 5_000  # brokers' clocks may differ by this: whose effect may lie before the start is not judged
+NEVER = 2**62  # ms; nothing is left of a partition, so nothing says how long it was kept
 
 
 class Origin(NamedTuple):
@@ -28,7 +29,7 @@ class Extent:
     begin: int
     end: int
     whole: bool = True
-    since: int = 0  # append time of the first record read, ms; of interest unless whole
+    since: int = 0  # append time of the first record read, ms; 0: there is none. Of interest unless whole
 
 
 Extents = Mapping[tuple[Topic, int], Extent]
@@ -77,16 +78,25 @@ class Rule:
 
 @dataclass
 class Horizon:
-    """What can be judged: how far agents had got, and how far back the topics go."""
+    """What can be judged: how far agents had got, and how far back the topics go.
+
+    An example does not name both of its causes. One below `early`, the ends before those of its causes
+    were taken, has both within what is read.
+    """
 
     extents: Extents
     positions: Mapping[tuple[Topic, int], int] = field(default_factory=dict)  # next to read of each input
     final: Mapping[tuple[Topic, int], int] = field(default_factory=dict)  # ends after all was read
+    early: Mapping[tuple[Topic, int], int] = field(default_factory=dict)  # of `examples`
 
     def holds(self, topic: Topic, partition: int, offset: int) -> bool:
         """Whether a record there would have been read."""
         extent = self.extents.get((topic, partition))
         return extent is not None and extent.begin <= offset < extent.end
+
+    def caused(self, topic: Topic, partition: int, offset: int) -> bool:
+        """Whether the causes of the record there must have been read, if the log is whole."""
+        return offset < self.early.get((topic, partition), offset + 1)
 
     def impossible(self, topic: Topic, partition: int, offset: int) -> bool:
         """Whether nothing can stand there yet."""
@@ -97,7 +107,9 @@ class Horizon:
         extent = self.extents.get((topic, partition))
         return extent is None or extent.whole
 
-    def since(self, topic: Topic) -> int:
-        """Append time in ms from which on all records of a topic were read, clocks' differences included."""
-        cut = [e.since for (t, _), e in self.extents.items() if t is topic and not e.whole]
-        return max(cut, default=-SKEW_MS) + SKEW_MS
+    def since(self, topic: Topic, partition: int) -> int:
+        """Append time in ms from which on all of a partition was read, clocks' differences included."""
+        extent = self.extents.get((topic, partition))
+        if extent is None or extent.whole:
+            return 0
+        return extent.since + SKEW_MS if extent.since else NEVER

@@ -123,7 +123,7 @@ class Settlement:
         """Whether what this may be a copy of may stand where the log was not read."""
         if cause is None:
             return not self._horizon.holds(self._topic, effect.cause_part, effect.cause_off)
-        return cause.at < self._horizon.since(Topic(effect.topic))
+        return cause.at < self._horizon.since(Topic(effect.topic), effect.part)
 
     def _reordered(self, cause: Cause | None, effect: Effect) -> None:
         self._find(
@@ -210,6 +210,9 @@ class Settlement:
             self._find("altered", effect, f"belongs to partition {cause.place}", cause)
         elif effect.topic == Topic.PREDICTIONS:
             self._replayed(cause, effect)
+        elif effect.topic == Topic.DEAD and UNJUDGED not in (effect.extra, cause.extra):
+            if effect.extra != cause.extra:
+                self._find("altered", effect, "has not kept the headers of its cause", cause)
 
     def _replayed(self, cause: Cause, effect: Effect) -> None:
         if UNJUDGED in (cause.extra, effect.extra) or cause.extra == effect.extra:
@@ -229,7 +232,7 @@ class Settlement:
         if self._notes.explained(*told):
             return
         place = Place(self._topic, cause.part, cause.off)
-        if cause.at < self._horizon.since(result):
+        if cause.at < self._horizon.since(result, cause.place):
             self._notes.unchecked[f"{self._topic.suffix} older than what was read of {result.suffix}"] += 1
         elif self._passed(cause, result):
             self._notes.find("lost", place, f"has no {SINGULAR[result]}", *told)
@@ -299,21 +302,24 @@ class Joining:
             gone |= self._unjoined(prediction, predictions, outcomes, gone)
 
     def _unpredicted(self, example: Meeting, predictions: Sequence[Meeting]) -> None:
-        if not self._horizon.whole(Topic.PREDICTIONS, example.part):
+        if not self._horizon.whole(Topic.PREDICTIONS, example.part) or not self._caused(example):
             return
         if any(p.content == example.content for p in predictions):
             self._find("doubled", example, "is the second example of one prediction")
         elif not self._notes.explained(example.content):
             self._find("doubled", example, "was made of nothing that was predicted")
 
+    def _caused(self, example: Meeting) -> bool:
+        return self._horizon.caused(Topic.EXAMPLES, example.part, example.off)
+
     def _same(self, example: Meeting, prediction: Meeting, outcomes: Sequence[Meeting]) -> None:
         said = Place(Topic.PREDICTIONS, prediction.part, prediction.off)
-        if prediction.at < self._horizon.since(Topic.PREDICTIONS):
+        if prediction.at < self._horizon.since(Topic.PREDICTIONS, prediction.part):
             return  # what was served may be an earlier copy, where the log was not read
         if example.served != prediction.served and not self._notes.explained(prediction.content):
             self._find("altered", example, f"is not what {said} served")
         labels = {outcome.content for outcome in outcomes}
-        whole = self._horizon.whole(Topic.OUTCOMES, example.part)
+        whole = self._horizon.whole(Topic.OUTCOMES, example.part) and self._caused(example)
         if example.label not in labels and whole and not self._notes.explained(example.key):
             self._find("altered", example, "has a label that no outcome of its key gives")
 
@@ -328,7 +334,7 @@ class Joining:
             return outcome is None
         if self._notes.explained(prediction.content):
             return False
-        if min(prediction.at, outcome.at) < self._horizon.since(Topic.EXAMPLES):
+        if min(prediction.at, outcome.at) < self._horizon.since(Topic.EXAMPLES, prediction.part):
             self._notes.unchecked["predictions older than what was read of examples"] += 1
         elif not self._passed(prediction, outcome):
             self._notes.pending[Topic.PREDICTIONS.suffix] += 1
