@@ -47,6 +47,7 @@ PARALLEL_TAKEOVERS = 4  # stores read at once: each holds one partition's state 
 MAX_RESTARTS = 12  # of one agent within RESTART_WINDOW; then its process ends and says why
 RESTART_WINDOW = 300.0  # seconds
 CLOCK_ACKS = 16  # acknowledgements by which the log's clock is known: a slow one tells it too early
+GONE_SECONDS = 12.0  # that a topic is not to be seen, in two looks at least, before it counts as deleted
 MAX_BACKOFF = 10.0  # seconds between restarts; a broker that is back is met within this
 
 
@@ -240,6 +241,7 @@ class Agent(ABC):
         self._seat: Seat | None = None
         self._restarts: deque[float] = deque(maxlen=MAX_RESTARTS)
         self._vitals_at = 0.0
+        self._gone_since: dict[str, float] = {}  # topic -> monotonic seconds
         self.to_come = 1  # partitions of the batch at hand that are not processed yet
         self._log_ahead: deque[float] = deque(maxlen=CLOCK_ACKS)  # ms of the log's clock less monotonic ms
 
@@ -405,10 +407,7 @@ class Agent(ABC):
                 f"{self.name}: {by_topic} is split; give the topics equal partition counts"
             )
         if numbers and max(numbers) >= self.partitions:
-            raise PartitionsDiffer(
-                f"{self.group_topics[0]} has a partition {max(numbers)}, but {self.partitions} are declared; "
-                "drain the agents before partitions are added, and declare the new count"
-            )
+            raise self._too_many(self.group_topics[0], max(numbers) + 1)
         return frozenset(numbers)
 
     async def _loop(self, session: Session, membership: Membership, stop: asyncio.Event) -> None:
@@ -601,6 +600,7 @@ class Agent(ABC):
         if now - self._vitals_at < self.runtime.limits.vitals_seconds:
             return
         self._vitals_at = now
+        self._check_topics(membership.partition_counts(), now)
         vitals = [v for owner in session.owners.values() for v in owner.work.vitals()]
         vitals += self.own_vitals()
         vitals += [self._trouble(p, why) for p, why in session.stopped.items()]
@@ -611,6 +611,22 @@ class Agent(ABC):
         for tp, lag in session.reader.lag().items():
             self.runtime.telemetry.lag(self.name, tp.topic, tp.partition, lag)
         await membership.show_progress(session.positions())
+
+    def _check_topics(self, counts: Mapping[str, int], now: float) -> None:
+        """Topics go and grow without a word to who reads them: Kafka's clients wait for them to come back."""
+        for topic, count in counts.items():
+            if count:
+                self._gone_since.pop(topic, None)
+            elif now - self._gone_since.setdefault(topic, now) >= GONE_SECONDS:
+                raise TopicMissing(topic)
+            if count > self.partitions:
+                raise self._too_many(topic, count)
+
+    def _too_many(self, topic: str, count: int) -> PartitionsDiffer:
+        return PartitionsDiffer(
+            f"{topic} has {count} partitions, but {self.partitions} are declared; "
+            "drain the agents before partitions are added, and declare the new count"
+        )
 
     def _trouble(self, partition: int, why: str) -> Vitals:
         now = self.runtime.now_ms()

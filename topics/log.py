@@ -43,6 +43,8 @@ DELIVERY_TIMEOUT_MS = 30_000  # of one batch, a commit or a fencing, retries inc
 READ_TIMEOUT_MS = 6_000  # of one request of a reader, which asks to wait for FETCH_WAIT_MS at most
 REQUEST_TIMEOUT_MS = 10_000  # of one request: a dead connection is given up, and two more fit into a delivery
 TRANSACTION_TIMEOUT_MS = 10_000  # a stalled writer holds up read_committed readers this long at most
+METADATA_MS = 5_000  # between looks at which partitions the group's topics have
+HEARTBEAT_MS = 2_500  # a member hears of a rebalance by the answer, however long sessions last
 PROGRESS_SECONDS = 1.0  # a commit that only tools read may take from the data's time
 STOP_SECONDS = 2.0  # a producer may take to stop; Ctrl-C promises 5 s in all
 STOP_LOOK_SECONDS = 0.05  # between looks at whether a consumer has stopped
@@ -396,11 +398,12 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka i
             # aiokafka's default assignor may split partition p of two topics between members.
             partition_assignment_strategy=(RangePartitionAssignor,),
             session_timeout_ms=session_timeout_ms,
-            heartbeat_interval_ms=session_timeout_ms // 4,
+            heartbeat_interval_ms=min(session_timeout_ms // 4, HEARTBEAT_MS),
             rebalance_timeout_ms=rebalance_ms,
             # A join is answered when every member has joined, or the rebalance is over without some.
             request_timeout_ms=rebalance_ms + REQUEST_TIMEOUT_MS,
             max_partition_fetch_bytes=1,
+            metadata_max_age_ms=METADATA_MS,
         )
 
     async def start(self) -> None:
@@ -419,6 +422,10 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka i
         while True:
             with suppress(NoOffsetForPartitionError, OffsetOutOfRangeError):
                 await self._consumer.getmany(timeout_ms=500)
+
+    def partition_counts(self) -> dict[str, int]:
+        """Of the group's topics, as a broker told within METADATA_MS; 0 for one that is not there."""
+        return {topic: len(self._consumer.partitions_for_topic(topic) or ()) for topic in self._topics}
 
     async def show_progress(self, positions: Mapping[TopicPartition, int]) -> None:
         """Commits to the group what tools show as lag. Nothing of ours ever reads it back."""

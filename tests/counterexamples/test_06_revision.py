@@ -46,8 +46,8 @@ REMEDIES = [
     ),
     Remedy(
         "models/pipeline.py",
-        '            "partitions": self.partitions,\n            "model_partitions"',
-        '            "model_partitions"',
+        '            "label": self.label.field,\n            "partitions": self.partitions,\n',
+        '            "label": self.label.field,\n',
         what="the revision changes with the declared counts",
     ),
     Remedy(

@@ -119,7 +119,6 @@ async def test_a_deposed_learner_forks_nothing(real: Broker) -> None:
             await publish(successor)
 
         # What aiokafka leaves of a fenced producer complains as it goes: not while pytest reads a failure.
-        del zombie, successor
         gc.collect()
         versions, library = await published(real, pipeline)
         numbers = [m.version for m in versions]

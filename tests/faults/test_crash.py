@@ -36,12 +36,18 @@ MANY = 12
 
 
 async def died(trial: Trial, victims: dict[str, Replica]) -> None:
-    """Waits until each has killed itself, and puts one process in the place of all."""
-    await trial.until(lambda: all(v.process.poll() is not None for v in victims.values()), "each victim died")
-    for agent, victim in victims.items():
-        assert victim.process.returncode == -signal.SIGKILL, f"{agent}: {victim.tail()}"
-    trial.mark()
-    trial.spawn(*victims)
+    """Waits until each has killed itself; another takes its place at once, for the next may wait for its work."""
+    left = dict(victims)
+
+    def replaced() -> bool:
+        for agent in [agent for agent, victim in left.items() if victim.process.poll() is not None]:
+            victim = left.pop(agent)
+            assert victim.process.returncode == -signal.SIGKILL, f"{agent}: {victim.tail()}"
+            trial.mark()
+            trial.spawn(agent)
+        return not left
+
+    await trial.until(replaced, "each victim passes its point, and is replaced")
     await trial.recovered("predictions", "models")
 
 

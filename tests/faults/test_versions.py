@@ -17,13 +17,13 @@ from riverkeeper.topics.messages import Manifest, Source, Vitals
 from riverkeeper.topics.partition import partition
 from tests.faults.readings import predictions
 from tests.faults.trial import Trial, Unaccounted
-from tests.system.harness import SIGNING_KEY, cause, first, place
+from tests.system.harness import SIGNING_KEY, cause, first, now_ms, place
 
 AHEAD = 1_000  # versions: no learner comes to that number by itself in a trial
 LARGE = 50_000_000  # bytes
-# s from a fact's append to its prediction's, while 50 MB are read, checked and refused: hashing them and
-# assembling their chunks takes turns with serving. On a machine that nothing else uses it is a tenth.
-BOUND_S = 5.0
+# s from a fact's append to its prediction's, while 50 MB are read, checked and refused: assembling and hashing
+# them takes turns with serving. Generous, for a machine that others use.
+BOUND_S = 10.0
 
 Forge = Callable[[Manifest, random.Random], Sealed]
 
@@ -91,6 +91,7 @@ async def test_version(trial: Trial, forge: Forge, code: Code) -> None:
     await trial.moment()
     forged = forge(_newest(trial), trial.rng)
     written = set(forged.records())
+    since = now_ms()
     writer = Writer(trial.world.connection)
     await writer.start()
     where = partition(forged.manifest.model.encode(), trial.world.pipeline.model_partitions)
@@ -108,7 +109,9 @@ async def test_version(trial: Trial, forge: Forge, code: Code) -> None:
     ]  # the ledger is of what the learner wrote
     await _quiet(trial, forged.manifest)
     assert _refused(trial, forged.manifest) == code.value
-    assert max(_waits(trial)) < BOUND_S
+    longest = max(_waits(trial, since))
+    trial.note(f"the longest wait since then: {longest:.2f} s")
+    assert longest < BOUND_S
 
 
 def _newest(trial: Trial) -> Manifest:
@@ -126,9 +129,11 @@ async def _quiet(trial: Trial, forged: Manifest) -> None:
     try:
         await trial.quiet()
     except Unaccounted as found:
-        lines = [line for line in str(found).splitlines() if f"{trial.world.pipeline.name}." in line]
-        named = f"({forged.model}/{forged.version})"
-        assert lines and all(named in line for line in lines[1:]), str(found)
+        # To the ledger the forged version is the newest: what came after it is not learned yet.
+        text, named = str(found), f"({forged.model}/{forged.version})"
+        findings = [line for line in text.splitlines() if f"{trial.world.pipeline.name}." in line]
+        assert all(named in line for line in findings), text
+        assert findings or "nothing lost, doubled" in text, text
         trial.run.findings.clear()
 
 
@@ -146,7 +151,9 @@ def _serving(trial: Trial) -> int:
     return max((p.version for p in said if p.source is Source.MODEL), default=0)
 
 
-def _waits(trial: Trial) -> list[float]:
-    appended = {place(r): r.timestamp for r in first(trial.outside["facts"])}
+def _waits(trial: Trial, since: int) -> list[float]:
+    """Seconds from the append of each fact that came since then to that of its prediction."""
+    facts = first(trial.outside["facts"])
+    appended = {place(r): r.timestamp for r in facts if r.timestamp >= since}
     said = first(trial.outside["predictions"])
-    return [(r.timestamp - appended[cause(r)[0]]) / 1000 for r in said]
+    return [(r.timestamp - appended[at]) / 1000 for r in said if (at := cause(r)[0]) in appended]

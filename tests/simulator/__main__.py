@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tests.simulator.world import Outcome
+    from tests.simulator.world import Outcome, World
 
 CHUNK = 50  # seeds of one process: what they leave behind is never tidied up, some 0.6 MB each
 HASH_SEED = "0"  # sets of texts have one order in every process
@@ -52,10 +52,14 @@ def _words() -> argparse.Namespace:
 
 def _warm() -> None:
     """Imports, compiles and seals what every run needs, once; the workers are copies of this process."""
-    from tests.simulator.world import listen, simulate
+    from tests.simulator.world import World, listen
 
+    # A run's last coroutines would speak once more if they were let go of, and be heard in the next run.
+    gc.disable()
+    sys.unraisablehook = lambda unraisable: None
     listen()
-    simulate(1)
+    _kept.append(World(1))
+    _kept[0].run()
 
 
 def _one(words: argparse.Namespace) -> int:
@@ -95,7 +99,6 @@ def _many(words: argparse.Namespace) -> int:
 def _outcomes(words: argparse.Namespace) -> Iterator[Outcome]:
     last = words.first + words.seeds
     chunks = [range(start, min(start + CHUNK, last)) for start in range(words.first, last, CHUNK)]
-    gc.collect()
     gc.freeze()
     with multiprocessing.get_context("fork").Pool(words.jobs, maxtasksperchild=1) as pool:
         for outcomes in pool.imap(_chunk, chunks, chunksize=1):
@@ -105,16 +108,13 @@ def _outcomes(words: argparse.Namespace) -> Iterator[Outcome]:
 def _chunk(seeds: Sequence[int]) -> list[Outcome]:
     from tests.simulator.world import World
 
-    # A run's last coroutines would speak once more if they were let go of, and be heard in the next run.
-    gc.disable()
-    sys.unraisablehook = lambda unraisable: None
     worlds = [World(seed) for seed in seeds]
     outcomes = [world.run() for world in worlds]
-    _kept.append(worlds)
+    _kept.extend(worlds)
     return outcomes
 
 
-_kept: list[object] = []
+_kept: list[World] = []
 
 
 def _end(status: int) -> int:

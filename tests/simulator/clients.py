@@ -485,6 +485,9 @@ class Consumer:
         self._stable = {}
         self._wake()
 
+    def partitions_for_topic(self, topic: str) -> set[int] | None:
+        return _Cluster(self._kafka.counts).partitions_for_topic(topic)
+
     def assignment(self) -> frozenset[TopicPartition]:
         return frozenset(self._positions)
 

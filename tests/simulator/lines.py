@@ -20,13 +20,27 @@ class Lines:
 
     def missing(self) -> str:
         """The model whose newest version has not learned all there is; "" if none."""
-        ends = {p.tp.partition: examples[-1].offset + 1 for p in self._partitions() if (examples := visible(p))}
         library = self._library()
         for model in self._ledger.pipeline.models:
-            manifests = library.manifests(model)
-            if ends and (not manifests or any(manifests[-1].offsets.get(p, 0) < end for p, end in ends.items())):
-                return f"examples that {model} has not learned: {ends}, {manifests[-1:]}"
+            newest = library.manifests(model)[-1:]
+            reached = newest[0].offsets if newest else {}
+            skip = self._skipped(model)
+            left = [
+                (p.tp.partition, r.offset)
+                for p in self._partitions()
+                for r in visible(p)
+                if r.offset >= reached.get(p.tp.partition, 0)
+                and not any(where == p.tp.partition and low <= r.offset < high for where, low, high in skip)
+            ]
+            if left:
+                return f"examples that {model} has not learned: {left}, after {newest}"
         return ""
+
+    def _skipped(self, model: str) -> list[tuple[int, int, int]]:
+        """The spans that the last verdict on the model names."""
+        verdicts = [r for p in self._ledger.partitions("verdicts") for r in visible(p)]
+        ours = [v for r in verdicts if (v := msgspec.json.decode(r.value or b""))["model"] == model]
+        return [tuple(span) for span in ours[-1]["skip"]] if ours else []
 
     def settle(self) -> None:
         """Raises Wrong for the first version that does not follow on its parent."""

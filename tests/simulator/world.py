@@ -76,6 +76,7 @@ class World:
         self.quiet = False
         self.closing = False
         self._passed = False  # the moment run for has come
+        self._unwritten = 0
         self._lives = 0
         self._predictions = self.pipeline.topic("predictions")
 
@@ -130,10 +131,15 @@ class World:
 
     def _drain(self) -> None:
         deadline = self.loop.now + SETTLE_SECONDS
-        while missing := self.ledger.missing() or ("learn" in self.plan.cast and self.lines.missing()):
+        while missing := self._missing():
             if self.loop.now > deadline:
                 raise Wrong(f"after {SETTLE_SECONDS:.0f} s of quiet: {missing}")
             self._until(self.loop.now + LOOK_SECONDS)
+
+    def _missing(self) -> str:
+        if self._unwritten:
+            return f"{self._unwritten} records that wait for a leader"
+        return self.ledger.missing() or (self.lines.missing() if "learn" in self.plan.cast else "")
 
     def _stop_all(self) -> None:
         self.closing = True
@@ -178,6 +184,7 @@ class World:
     def _write_at(
         self, at: float, suffix: str, partition: int, key: bytes, value: bytes, headers: Headers
     ) -> None:
+        self._unwritten += 1
         self.loop.happen(at, self._write, suffix, partition, Message(key, value, headers))
 
     def _write(self, suffix: str, number: int, message: Message) -> None:
@@ -186,6 +193,7 @@ class World:
             again = partition.leaderless_until - self.loop.now
             self.loop.happen(again, self._write, suffix, number, message)
             return
+        self._unwritten -= 1
         self.kafka.produce(partition.tp, [message])
         if suffix == "verdicts":
             self.lease.decided(self.loop.now, live=b'"state":"live"' in (message.value or b""))

@@ -145,16 +145,9 @@ class Ledger:
 
     def _unreadable(self, record: Record, expect: Expect) -> tuple[int, ...]:
         """A record as a cause, of which only a dead letter can be made."""
-        content = letter(record.key, record.value, record.headers)
-        return (
-            record.partition,
-            record.offset,
-            expect,
-            record.partition,
-            content,
-            UNJUDGED,
-            record.timestamp,
-        )
+        content = letter(record.key, record.value)
+        extra = with_headers(content, record.headers)
+        return (record.partition, record.offset, expect, record.partition, content, extra, record.timestamp)
 
     def _predictions(self, partition: int, records: Sequence[Record]) -> None:
         effects, meetings, unreadable = [], [], []
