@@ -85,7 +85,15 @@ def _sentence(error: BaseException, heard: str) -> str | None:
 
 def _speaks(error: BaseException) -> bool:
     """Whether its text was written for whoever runs the command; by name, for its module may not be loaded."""
-    names = {"AgentFailed", "PartitionsDiffer", "DataMissing", "Overruled", "OtherStream", "NotAtWork", "CannotAudit"}
+    names = {
+        "AgentFailed",
+        "PartitionsDiffer",
+        "DataMissing",
+        "Overruled",
+        "OtherStream",
+        "NotAtWork",
+        "CannotAudit",
+    }
     return type(error).__module__.startswith("riverkeeper.") and type(error).__name__ in names
 
 

@@ -67,7 +67,9 @@ def test_all_are_asked_for_when_the_oldest_can_wait_for_all_of_them() -> None:
 
 def test_those_with_the_most_time_left_are_asked_for_as_many_as_fit() -> None:
     due = [0.5, 3.0, 1.0, 4.0, 3.5]
-    assert punctual(Pressure(due, rest=0.5, ask=1.0), now=0.0) == frozenset({3, 4})  # 3.0 < 0.5 + three times 1.0
+    assert punctual(Pressure(due, rest=0.5, ask=1.0), now=0.0) == frozenset(
+        {3, 4}
+    )  # 3.0 < 0.5 + three times 1.0
     assert punctual(Pressure(due, rest=0.5, ask=0.5), now=0.0) == frozenset({1, 3, 4})
     assert punctual(Pressure(due, rest=0.0, ask=0.0), now=5.0) == frozenset()
 

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -57,6 +58,7 @@ def _warm() -> None:
     # A run's last coroutines would speak once more if they were let go of, and be heard in the next run.
     gc.disable()
     sys.unraisablehook = lambda unraisable: None
+    warnings.filterwarnings("ignore", message="coroutine .* was never awaited")
     listen()
     _kept.append(World(1))
     _kept[0].run()
@@ -69,7 +71,9 @@ def _one(words: argparse.Namespace) -> int:
     for line in outcome.trace:
         sys.stdout.write(line + "\n")
     sys.stdout.write(f"seed {outcome.seed}: {outcome.wrong or 'right'}\n")
-    sys.stdout.write(f"{outcome.steps} steps, {outcome.seconds:.2f} s, fingerprint {outcome.fingerprint:08x}\n")
+    sys.stdout.write(
+        f"{outcome.steps} steps, {outcome.seconds:.2f} s, fingerprint {outcome.fingerprint:08x}\n"
+    )
     return _end(1 if outcome.wrong else 0)
 
 

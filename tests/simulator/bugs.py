@@ -100,7 +100,9 @@ BUGS = {
     ),
     "uncommitted_reads": Bug(
         "records of open and of aborted transactions are read",
-        Remedy("topics/log.py", '"isolation_level": "read_committed"', '"isolation_level": "read_uncommitted"'),
+        Remedy(
+            "topics/log.py", '"isolation_level": "read_committed"', '"isolation_level": "read_uncommitted"'
+        ),
         within=1_000,
     ),
     "old_records_admitted": Bug(

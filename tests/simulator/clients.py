@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from aiokafka import TopicPartition
@@ -303,15 +304,16 @@ class Producer:
                     raise kafka_errors.LeaderNotAvailableError()
                 await asyncio.sleep(METADATA_SECONDS)
                 continue
-            first = sequence = self._sequence(tp, batch, sequence)
+            sequence = self._sequence(tp, batch, sequence)
             try:
                 appended: int = await self._network.request(
-                    lambda: self._kafka.produce(
+                    partial(
+                        self._kafka.produce,
                         tp,
                         batch.messages,
                         pid=self._pid,
                         epoch=self._epoch,
-                        sequence=first,
+                        sequence=sequence,
                         transactional_id=self._id,
                     )
                 )
@@ -538,8 +540,7 @@ class Consumer:
     async def getmany(
         self, *tps: TopicPartition, timeout_ms: int = 0, max_records: int | None = None
     ) -> dict[TopicPartition, list[Stored]]:
-        if self._closed:
-            raise kafka_errors.ConsumerStoppedError()
+        self._check_open()
         if self._coordinator is not None:
             self._coordinator.check()
         deadline = self._loop.now + timeout_ms / 1000
@@ -550,6 +551,10 @@ class Consumer:
             got = self._fetched(tps, max_records or MAX_FETCHED)
             if got or self._loop.now >= deadline:
                 return got
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise kafka_errors.ConsumerStoppedError()
 
     async def _wait(self, tps: Sequence[TopicPartition], deadline: float) -> None:
         """Until something may be read, or the time is up."""
@@ -788,7 +793,7 @@ class Coordinator:
             wait = self._interval
             member, generation = self._member, self._generation
             try:
-                await self._network.request(lambda m=member, g=generation: self._group.heartbeat(m, g))
+                await self._network.request(partial(self._group.heartbeat, member, generation))
             except kafka_errors.RebalanceInProgressError:
                 self._request_rejoin()
             except (kafka_errors.UnknownMemberIdError, kafka_errors.IllegalGenerationError):

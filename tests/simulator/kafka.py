@@ -31,7 +31,18 @@ Answer = Callable[[Any], None]
 class Stored:
     """A record in the log, with the fields that a reader uses of aiokafka's ConsumerRecord."""
 
-    __slots__ = ("epoch", "headers", "key", "offset", "partition", "pid", "state", "timestamp", "topic", "value")
+    __slots__ = (
+        "epoch",
+        "headers",
+        "key",
+        "offset",
+        "partition",
+        "pid",
+        "state",
+        "timestamp",
+        "topic",
+        "value",
+    )
 
     def __init__(
         self,

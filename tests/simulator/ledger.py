@@ -98,8 +98,8 @@ class Ledger:
                 return f"facts without prediction: {lacking}"
         if "join" in self.agents:
             joined = {example.key for example in self.examples()}
-            if lacking := [key for key in self._pairs() if key not in joined]:
-                return f"pairs without example: {lacking}"
+            if unjoined := [key for key in self._pairs() if key not in joined]:
+                return f"pairs without example: {unjoined}"
         return ""
 
     def _expected(self) -> dict[Cause, str]:

@@ -75,10 +75,14 @@ class Lines:
             for partition, start, end in sorted([*manifest.spans, *manifest.skipped]):
                 if start != offsets.get(partition, 0):
                     at = offsets.get(partition, 0)
-                    raise Wrong(f"{manifest.model} v{manifest.version}: {partition}/{start}..{end} after {at}")
+                    raise Wrong(
+                        f"{manifest.model} v{manifest.version}: {partition}/{start}..{end} after {at}"
+                    )
                 offsets[partition] = end
             if any(manifest.offsets.get(p, 0) != end for p, end in offsets.items()):
-                raise Wrong(f"{manifest.model} v{manifest.version} is at {manifest.offsets}, its spans at {offsets}")
+                raise Wrong(
+                    f"{manifest.model} v{manifest.version} is at {manifest.offsets}, its spans at {offsets}"
+                )
 
     def _taught(self, manifests: list[Manifest], library: Assembler) -> None:
         """The newest version has learned the examples of its line's spans, in their order, and no other."""
@@ -93,7 +97,9 @@ class Lines:
         ]
         learned: Any = self._allow.opens(library.blob(newest.model, newest.version))
         if learned.labels != taught:
-            raise Wrong(f"{newest.model} v{newest.version} has learned {learned.labels}, its spans hold {taught}")
+            raise Wrong(
+                f"{newest.model} v{newest.version} has learned {learned.labels}, its spans hold {taught}"
+            )
 
 
 def _label(value: bytes | None) -> float:

@@ -17,6 +17,9 @@ from typing import Any, TypeVar, cast
 
 T = TypeVar("T")
 
+# Most of what a loop may be asked raises NotImplementedError in it: who needs more is told so.
+Base: Any = asyncio.AbstractEventLoop
+
 MAX_STEPS = 400_000  # of one run: twenty times what the longest good one took; beyond, something spins
 
 
@@ -89,7 +92,7 @@ def _nothing() -> None:
     pass
 
 
-class Loop(asyncio.AbstractEventLoop):
+class Loop(Base):  # type: ignore[misc]
     """Virtual time: it stands while anything is ready and jumps to the next timer when nothing is."""
 
     def __init__(self, random: Random, *, lateness: float = 0.0) -> None:

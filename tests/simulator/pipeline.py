@@ -48,7 +48,7 @@ def count(sales: int, sale: Sale) -> int:
     return sales + 1
 
 
-class Memory(base.Regressor):  # type: ignore[misc]  # river is untyped
+class Memory(base.Regressor):
     """Remembers every label it has learned, in order: its bytes tell what was lost, doubled or moved."""
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class Memory(base.Regressor):  # type: ignore[misc]  # river is untyped
         return 1e9 if amount == WILD else amount + len(self.labels)
 
 
-class Echo(base.Regressor):  # type: ignore[misc]
+class Echo(base.Regressor):
     """The fallback: says what the feature says."""
 
     def learn_one(self, x: Mapping[Hashable, Any], y: float) -> None:
@@ -99,6 +99,7 @@ PROBE: Features = {"amount": 1.0, "doubled": 2.0, "trade": 0.0, "count": 0}
 @cache
 def version(model: str, number: int, *, forged: bool = False) -> tuple[tuple[bytes, bytes], ...]:
     """A version as the learner would publish it, or one that somebody else signed."""
+    row: dict[Hashable, Any] = {**PROBE}
     estimator = {"memory": Memory, "echo": Echo}[model]()
     sealed = seal(
         model=model,
@@ -110,7 +111,7 @@ def version(model: str, number: int, *, forged: bool = False) -> tuple[tuple[byt
         spans=(),
         offsets={},
         learned=0,
-        probes=[(PROBE, estimator.predict_one(PROBE))],
+        probes=[(PROBE, estimator.predict_one(row))],
         data=dump(estimator),
         published_ms=0,
         key=b"another" if forged else SIGNING_KEY,
@@ -120,7 +121,14 @@ def version(model: str, number: int, *, forged: bool = False) -> tuple[tuple[byt
 
 def sale(id: str, basket: str, shop: str, amount: float) -> bytes:
     return msgspec.json.encode(
-        {"id": id, "type": "sale", "time": 1_700_000_000_000, "basket": basket, "shop": shop, "amount": amount}
+        {
+            "id": id,
+            "type": "sale",
+            "time": 1_700_000_000_000,
+            "basket": basket,
+            "shop": shop,
+            "amount": amount,
+        }
     )
 
 

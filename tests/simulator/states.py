@@ -104,16 +104,18 @@ class States:
         outcomes = f"{self._pipeline.topic('outcomes')}/{partition}"
         predicted = {r.key: r for r in first(self._input(predictions)) if r.offset < positions[predictions]}
         labelled = {r.key for r in first(self._input(outcomes)) if r.offset < positions[outcomes]}
-        waiting = sorted(r.value for key, r in predicted.items() if key not in labelled)
+        waiting = sorted(r.value or b"" for key, r in predicted.items() if key not in labelled)
         stored = sorted(value for key, value in table.items() if key.startswith(b"p/"))
         if stored != waiting:
             raise Wrong(f"{predictions}, {positions}: {waiting} are to wait, {stored} do")
         for key in [key for key in table if key[:2] in (b"o/", b"g/") and key[2:] not in labelled]:
-            raise Wrong(f"{predictions}, {positions}: {key!r} stands in the store, and no outcome of it before")
-        for key in labelled:
-            joined = msgspec.json.decode(table[b"o/" + (key or b"")])["joined"]
-            if joined != (key in predicted):
-                raise Wrong(f"{predictions}, {positions}: {key!r} joined={joined}")
+            raise Wrong(
+                f"{predictions}, {positions}: {key!r} stands in the store, and no outcome of it before"
+            )
+        for known in labelled:
+            joined = msgspec.json.decode(table[b"o/" + (known or b"")])["joined"]
+            if joined != (known in predicted):
+                raise Wrong(f"{predictions}, {positions}: {known!r} joined={joined}")
 
 
 class Lease:

@@ -65,7 +65,9 @@ class Stream:
             at, shop = self._moment(), random.choice(declared.SHOPS)
             self._event(at, shop, declared.sale(f"s{n}", f"b{n}", shop, self._amount()))
             if "join" in plan.cast and (random.random() < 0.8 or plan.max_pending == SCARCE):
-                self._event(at + random.uniform(-0.5, 1.0), f"b{n}", declared.paid(f"o{n}", f"b{n}", float(n)))
+                self._event(
+                    at + random.uniform(-0.5, 1.0), f"b{n}", declared.paid(f"o{n}", f"b{n}", float(n))
+                )
             if random.random() < 0.1:
                 self._event(at, shop, b'{"poison":')
 
@@ -83,7 +85,9 @@ class Stream:
 
     def _predictions_and_outcomes(self) -> None:
         folds: dict[str, object] = {}
-        rows = {(s, n): advance(folds, "north", float(n % 9)) for s in range(2) for n in range(self._plan.events)}
+        rows = {
+            (s, n): advance(folds, "north", float(n % 9)) for s in range(2) for n in range(self._plan.events)
+        }
         for source, n, header, at in self._origins("facts"):
             basket = f"{source}.{n}"
             said = Prediction(

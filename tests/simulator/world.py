@@ -200,7 +200,10 @@ class World:
 
     def _plan_outages(self) -> None:
         random = self.random
-        touched = {"ingest": "events facts outcomes dead", "score": "verdicts models facts predictions shadow"}
+        touched = {
+            "ingest": "events facts outcomes dead",
+            "score": "verdicts models facts predictions shadow",
+        }
         touched |= {"join": "predictions outcomes examples", "learn": "verdicts models examples"}
         topics = [suffix for agent in self.plan.cast for suffix in f"{touched[agent]} {agent}.store".split()]
         topics = [topic for topic in topics if topic != "learn.store"]
