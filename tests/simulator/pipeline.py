@@ -99,7 +99,7 @@ PROBE: Features = {"amount": 1.0, "doubled": 2.0, "trade": 0.0, "count": 0}
 @cache
 def version(model: str, number: int, *, forged: bool = False) -> tuple[tuple[bytes, bytes], ...]:
     """A version as the learner would publish it, or one that somebody else signed."""
-    row: dict[Hashable, Any] = {**PROBE}
+    row = dict[Hashable, Any](PROBE.items())
     estimator = {"memory": Memory, "echo": Echo}[model]()
     sealed = seal(
         model=model,
