@@ -23,9 +23,6 @@ class Bug:
     within: int = 300
 
 
-_RANGE = "            partition_assignment_strategy=(RangePartitionAssignor,),\n"
-_IMPORT = "from aiokafka.coordinator.assignors.range import RangePartitionAssignor\n"
-
 BUGS = {
     "no_origin_check": Bug(
         "a reader admits every copy of a cause's outputs",
@@ -128,28 +125,6 @@ BUGS = {
             "agents/agent.py",
             "            if self.transactional_outputs and self.runtime.transactions:\n",
             '            if self.transactional_outputs and self.name != "join":\n',
-        ),
-    ),
-    "join_split": Bug(
-        "the two inputs of the join may land on different members, and each believes it owns them",
-        Remedy(
-            "topics/log.py",
-            _RANGE,
-            _RANGE.replace("Range", "RoundRobin"),
-            also=(
-                Remedy(
-                    "topics/log.py",
-                    _IMPORT,
-                    _IMPORT
-                    + "from aiokafka.coordinator.assignors.roundrobin import RoundRobinPartitionAssignor\n",
-                ),
-                Remedy(
-                    "agents/agent.py",
-                    "        numbers = next(iter(by_topic.values()))\n",
-                    "        numbers = set().union(*by_topic.values())\n"
-                    "        by_topic = dict.fromkeys(by_topic, numbers)\n",
-                ),
-            ),
         ),
     ),
     "handed_over_after_failure": Bug(

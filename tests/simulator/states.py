@@ -49,6 +49,8 @@ class States:
                 table.pop(record.key, None)
             else:
                 table[record.key] = record.value
+        if b"head" not in table:
+            raise Wrong(f"{partition.tp} holds {sorted(table)}, and no head says where they stand")
         head = msgspec.json.decode(table[b"head"])
         self._never_back(partition, head["positions"])
         self._seen(head)
