@@ -112,6 +112,8 @@ async def check_store(
     """Raises StoreLost if the store was cut, or emptied though there are outputs that cannot be made again.
 
     Outputs by origin can, while the inputs are there from their beginning: readers pass over the copies.
+    Else the outputs are searched for one whose cause is among the inputs, which takes as long as they are:
+    that one partition of them is not empty tells nothing, for other partitions of the inputs lead there, too.
     The embedded broker cuts every topic, and outlives no agent that could have written before.
     """
     if not agent.runtime.transactions:
@@ -125,15 +127,15 @@ async def check_store(
         )
     if HEAD_KEY in table:
         return
-    begun = {tp: (await inspector.range(tp))[1] > 0 for tp in outputs}
-    again = not agent.transactional_outputs and not any((await inspector.beginnings(inputs)).values())
-    if any(begun.values()) and not again:
-        named = ", ".join(sorted({tp.topic for tp, any_ in begun.items() if any_}))
-        raise StoreLost(
-            f"{agent.store}/{partition} is empty, though {agent.name} has written to {named}: what it would "
-            f"write again cannot be told from that. Restore the store from a copy; or stop the agents, make it, "
-            f"{named} and all that is made of them anew, and start again"
-        )
+    if not agent.transactional_outputs and not any((await inspector.beginnings(inputs)).values()):
+        return
+    for tp in outputs:
+        if await inspector.has_effect(tp, inputs):
+            raise StoreLost(
+                f"{agent.store}/{partition} is empty, though {agent.name} has written to {tp.topic}: what it "
+                f"would write again cannot be told from that. Restore the store from a copy; or stop the agents, "
+                f"make it, {tp.topic} and all that is made of that anew, and start again"
+            )
 
 
 def unreadable(runtime: Runtime, agent: str, record: Record, error: Exception) -> Out:

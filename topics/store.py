@@ -6,7 +6,8 @@ entries, and one head that says where they stand. They change together, in one t
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
@@ -165,7 +166,9 @@ class Inspector:
             fold(table, records)
         return table
 
-    async def _batches(self, tp: TopicPartition, last: int | None = None) -> AsyncIterator[Sequence[Record]]:
+    async def _batches(
+        self, tp: TopicPartition, last: int | None = None
+    ) -> AsyncGenerator[Sequence[Record], None]:
         begin, end = await self.range(tp)
         begin = begin if last is None else max(begin, end - last)
         if begin >= end:
@@ -178,6 +181,16 @@ class Inspector:
             got = await self._consumer.getmany(tp, timeout_ms=READ_TIMEOUT_MS)
             yield got.get(tp, ())
         self._consumer.assign([])  # aiokafka would go on asking for what comes next
+
+    async def has_effect(self, tp: TopicPartition, sources: Collection[TopicPartition]) -> bool:
+        """Whether any committed record of the partition names one of these as its cause."""
+        named = {place(source).encode() for source in sources}
+        async with aclosing(self._batches(tp)) as batches:
+            async for records in batches:
+                for record in records:
+                    if (origin_header(record) or b"").rsplit(b"/", 2)[0] in named:
+                        return True
+        return False
 
     async def range(self, tp: TopicPartition) -> tuple[int, int]:
         """(the log's start, its end as read_committed sees it)."""

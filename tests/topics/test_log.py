@@ -9,7 +9,7 @@ from aiokafka import TopicPartition
 
 from riverkeeper.topics.log import DeliveryError, Fenced, FencedWriter, Out, Reader, SourceGap
 from riverkeeper.topics.messages import Origin
-from riverkeeper.topics.store import Inspector, LastRecord, record_hash
+from riverkeeper.topics.store import ORIGIN, Inspector, LastRecord, record_hash
 from riverkeeper.topics.tail import Tail
 from tests.brokers.broker import Broker
 from tests.brokers.kafka import KafkaCluster
@@ -386,3 +386,28 @@ class TestInspector:
         async with Inspector(connection(broker)) as inspector:
             with pytest.raises(SourceGap):
                 await inspector.check({tp: 4}, {tp: LastRecord(3, record_hash(last))})
+
+    async def test_it_knows_an_effect_by_its_cause(self, broker: Broker) -> None:
+        """That a partition holds records tells nothing: those of every source may lead there."""
+        name = await topic(broker)
+        tp, ours, other = TopicPartition(name, 0), TopicPartition("a/b", 1), TopicPartition("a/b", 11)
+        async with writing(broker) as writer, Inspector(connection(broker)) as inspector:
+            for origin in (Origin(b"a/b/11", 1, 1), Origin(b"b/1", 1, 0), None):
+                headers = [(ORIGIN, origin.header())] if origin else []
+                await writer.write([Out(name, 0, None, b"", headers)])
+            assert await inspector.has_effect(tp, [other])
+            assert not await inspector.has_effect(tp, [ours])
+            await writer.write([Out(name, 0, None, b"", [(ORIGIN, Origin(b"a/b/1", 0, 0).header())])])
+            assert await inspector.has_effect(tp, [ours])
+            assert await inspector.read_all(tp, 1), "it may be asked for other things afterwards"
+
+    async def test_what_was_aborted_is_no_effect(self, isolating: Broker) -> None:
+        name, small = await topic(isolating), await topic(isolating, config=SMALL)
+        tp = TopicPartition(name, 0)
+        effect = Out(name, 0, None, b"", [(ORIGIN, Origin(b"events/0", 0, 0).header())])
+        async with owning(isolating, f"id-{name}") as writer:
+            with pytest.raises(DeliveryError):
+                await writer.commit([effect, large(small, 800_000)])
+        async with Inspector(connection(isolating)) as inspector:
+            assert (await inspector.range(tp))[1] > 0
+            assert not await inspector.has_effect(tp, [TopicPartition("events", 0)])
