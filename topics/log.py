@@ -87,7 +87,9 @@ class SourceGap(Exception):
 
     def __init__(self, positions: Mapping[TopicPartition, int]) -> None:
         named = ", ".join(f"{tp.topic}/{tp.partition} at {offset}" for tp, offset in positions.items())
-        super().__init__(f"{named}: the log no longer holds this offset")
+        super().__init__(
+            f"{named}: the log no longer holds this offset; `riverkeeper skip` leads past what retention took"
+        )
         self.positions = dict(positions)
 
 

@@ -20,6 +20,7 @@ from .messages import Origin
 from .patience import Patience
 
 HEAD_KEY = b"head"
+MAX_GAPS = 100  # kept on record in a head, the newest of them; 50 kB
 ORIGIN = "origin"  # the header that names a record's cause
 ORIGIN_ROOM = ((ORIGIN, b"0" * 280),)  # as large as one gets: a topic's 249 characters and three numbers
 FETCH_WAIT_MS = 1  # all that is asked for is there already, and what is asked next would wait behind a fetch
@@ -33,6 +34,17 @@ class LastRecord(msgspec.Struct, frozen=True):
     hash: str
 
 
+class Gap(msgspec.Struct, frozen=True):
+    """Offsets [start, end) of an input that retention took unread, and who let the agent pass over them."""
+
+    place: str
+    start: int
+    end: int
+    reason: str = ""
+    by: str = ""
+    at_ms: int = 0
+
+
 class Head(msgspec.Struct, frozen=True):
     """Where a partition's state stands. Keys of the mappings are "topic/partition"."""
 
@@ -41,6 +53,7 @@ class Head(msgspec.Struct, frozen=True):
     seen: dict[str, dict[str, tuple[int, int]]]
     last: dict[str, LastRecord]
     drained: bool = False
+    gaps: Sequence[Gap] = ()
 
 
 class RevisionMismatch(Exception):
@@ -73,6 +86,7 @@ class Progress:
     filtered: frozenset[str] = frozenset()  # topics
     seen: dict[TopicPartition, dict[bytes, tuple[int, int]]] = field(default_factory=dict)
     last: dict[TopicPartition, LastRecord] = field(default_factory=dict)
+    gaps: Sequence[Gap] = ()
     repeats: int = 0
 
     def admit(self, tp: TopicPartition, records: Sequence[Record]) -> Sequence[Record]:
@@ -118,6 +132,7 @@ class Progress:
             seen={place(tp): {s.decode(): at for s, at in by.items()} for tp, by in self.seen.items()},
             last={place(tp): last for tp, last in self.last.items()},
             drained=drained,
+            gaps=self.gaps,
         )
 
     @classmethod
@@ -127,6 +142,7 @@ class Progress:
             filtered=filtered,
             seen={tp: {s.encode(): at for s, at in head.seen.get(place(tp), {}).items()} for tp in inputs},
             last={tp: head.last[place(tp)] for tp in inputs if place(tp) in head.last},
+            gaps=head.gaps,
         )
 
 

@@ -565,6 +565,32 @@ def _decide(model_ref: str, state: State, reason: str, settings: Settings) -> No
     click.echo(f"{verdict.model}: {verdict.state.value} by {verdict.by}: {verdict.reason}")
 
 
+@main.command()
+@click.argument("pipeline_ref", metavar="MODULE:PIPELINE")
+@click.argument("where", metavar="AGENT/PARTITION")
+@_REASON
+@settings_options(*CONNECTION)
+def skip(pipeline_ref: str, where: str, reason: str, **flags: Any) -> None:
+    """Let a stopped partition go on behind records that retention took before they were read.
+
+    Such a partition stops, with an incident, for what is gone cannot be worked off any more: first make the
+    topic's retention longer than any outage. What is passed over stands in the agent's checkpoint for good.
+
+    
+      riverkeeper skip my_module:flights score/3 --reason "retention was 1 h, the outage 3 h"
+    """
+    from .skip import skip as run_skip
+
+    settings = _settings(flags)
+    pipeline = _load(pipeline_ref)
+    by = _operator()
+    for gap in _quietly(lambda: run_skip(settings.connection(), pipeline, where, reason, by=by)):
+        click.echo(
+            f"{where}: {gap.end - gap.start} records of {gap.place} passed over, {gap.start} to {gap.end - 1}"
+        )
+    click.echo(f"Restart the process that runs {where.partition('/')[0]}: it goes on from there")
+
+
 def _operator() -> str:
     try:
         return f"operator {getpass.getuser()}"

@@ -258,7 +258,7 @@ class Trial:
                 if not replica.expected:
                     await replica.stop()
             self.note("the processes have stopped")
-        await _cancelled(self._reading)
+            await _cancelled(self._reading)
         await self._account(complete=complete)
         if undone is not None:
             raise undone
