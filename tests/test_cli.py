@@ -125,6 +125,10 @@ def test_every_other_setting_is_an_option_of_run() -> None:
         (["run", REF, "--agents", "ingest,skore"], "skore named; choose from ingest, score"),
         (["quarantine", "flights", "--reason", "odd"], "write pipeline/model, as in flights/eager"),
         (["quarantine", f"{REF}/eager", "--reason", "odd", "--broker", NOBODY], NOBODY),
+        (["skip", REF, "skore/0", "--reason", "gone"], "did you mean 'score'?"),
+        (["skip", REF, "learn/0", "--reason", "gone"], "one of ingest, score, join is"),
+        (["skip", REF, "score/99", "--reason", "gone"], "names no partition: write score/0 to score/"),
+        (["skip", REF, "score/0", "--reason", "gone", "--broker", NOBODY], NOBODY),
         (["demo", "flights", "--months", "13"], "does not lie in 1-12"),
         (["demo", "flights", "--months", "spring"], "write 1, 1,2 or 1-12"),
         (["demo", "flights", "--speed", "fast"], "write 3600x for an hour a second"),
@@ -264,6 +268,8 @@ def test_an_operator_takes_a_model_out_and_leads_it_back(prepared: str) -> None:
     assert state() == "probation"
     riverkeeper("admit", "flights/eager", "--reason", "sure", "--now", "--broker", prepared)
     assert state() == "live"
+    nothing = riverkeeper("skip", REF, "score/0", "--reason", "gone", "--broker", prepared)
+    assert "misses nothing" in nothing.stderr or "has read nothing yet" in nothing.stderr
     unknown = riverkeeper("quarantine", "flights/eagre", "--reason", "odd", "--broker", prepared)
     assert "did you mean 'eager'?" in unknown.stderr
 

@@ -165,7 +165,11 @@ class Inspector:
         self._consumer: AIOKafkaConsumer = consumer(connection, fetch_max_wait_ms=FETCH_WAIT_MS)
 
     async def __aenter__(self) -> Inspector:
-        await self._consumer.start()
+        try:
+            await self._consumer.start()
+        except BaseException:
+            await stop_consumer(self._consumer)  # else aiokafka complains of it as it is collected
+            raise
         return self
 
     async def __aexit__(self, *exc: object) -> None:

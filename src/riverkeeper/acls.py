@@ -188,6 +188,8 @@ _FOOT = [
     "write `verdicts`, say, is not missed for the first time when a model has to be taken out. A right that is taken",
     "away later ends the agent at the next use of it, with the same sentence.",
     "",
+    "`riverkeeper skip` moves an agent's checkpoint, and needs that agent's rights.",
+    "",
     "Nobody needs rights on the cluster, none but the creator may create topics, and none may delete or alter one.",
     "Whoever may write `verdicts` may take models out and put them back; whoever may write `models` cannot make an",
     "agent open a version, for that takes the signing key as well. `events` is the one topic that is open to what is",
