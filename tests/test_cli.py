@@ -166,7 +166,7 @@ def test_why_the_broker_refused_is_told() -> None:
     told = sentence(GroupAuthorizationFailedError("flights.score"))
     assert told is not None
     assert "flights.score" in told
-    assert "ACL" in told
+    assert "riverkeeper acls" in told
 
 
 # On a broker.

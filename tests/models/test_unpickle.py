@@ -147,7 +147,8 @@ def test_a_pipeline_answers_as_before_after_it_was_opened() -> None:
         model.learn_one(x, y)
     again: Any = opened(pickle.dumps(model, 5))
     for x, _ in datasets.Phishing().take(50):
-        assert again.predict_proba_one(x) == model.predict_proba_one(x)
+        # Select holds a set: opened, it may iterate in another order, and sums then differ in their last bit.
+        assert again.predict_proba_one(x) == pytest.approx(model.predict_proba_one(x), abs=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
@@ -77,6 +77,7 @@ class World:
         self.closing = False
         self._passed = False  # the moment run for has come
         self._unwritten = 0
+        self._waiting: dict[Partition, deque[Message]] = {}
         self._lives = 0
         self._predictions = self.pipeline.topic("predictions")
 
@@ -189,14 +190,22 @@ class World:
 
     def _write(self, suffix: str, number: int, message: Message) -> None:
         partition = self.kafka.partition(self.pipeline.topic(suffix), number)
-        if partition.leaderless_until > self.loop.now:  # its producer tries again
-            again = partition.leaderless_until - self.loop.now
-            self.loop.happen(again, self._write, suffix, number, message)
+        waiting = self._waiting.setdefault(partition, deque())
+        waiting.append(message)
+        if len(waiting) == 1:
+            self._try(partition, waiting)
+
+    def _try(self, partition: Partition, waiting: deque[Message]) -> None:
+        """Writes what waits for a leader, in its order, as an idempotent producer does; or tries again."""
+        if partition.leaderless_until > self.loop.now:
+            self.loop.happen(partition.leaderless_until - self.loop.now, self._try, partition, waiting)
             return
-        self._unwritten -= 1
-        self.kafka.produce(partition.tp, [message])
-        if suffix == "verdicts":
-            self.lease.decided(self.loop.now, live=b'"state":"live"' in (message.value or b""))
+        while waiting:
+            message = waiting.popleft()
+            self._unwritten -= 1
+            self.kafka.produce(partition.tp, [message])
+            if partition.tp.topic == self.pipeline.topic("verdicts"):
+                self.lease.decided(self.loop.now, live=b'"state":"live"' in (message.value or b""))
 
     def _plan_outages(self) -> None:
         random = self.random
