@@ -475,6 +475,7 @@ class Agent(ABC):
             made = await owner.work.process(share)
             everything += made
             if self.transactional_outputs and self.runtime.transactions:
+                await owner.settle()  # a producer has one transaction at a time
                 state = owner.entries(owner.work.snapshot(self.runtime.monotonic()))
                 commits.append(owner.writer.commit([*made, *state]))
             else:

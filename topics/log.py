@@ -266,6 +266,9 @@ class FencedWriter:
         except (Fenced, DeliveryError) as error:
             self._spent = type(error)(str(error))
             raise
+        except BaseException:
+            self._spent = DeliveryError("a commit was given up midway: whether it stands is not known")
+            raise
 
     async def _commit(self, outs: Sequence[Out]) -> None:
         if not self._transactions:

@@ -127,6 +127,14 @@ BUGS = {
             '            if self.transactional_outputs and self.name != "join":\n',
         ),
     ),
+    "overlapping_transactions": Bug(
+        "a batch's transaction begins while that of a checkpoint has not ended",
+        Remedy(
+            "agents/agent.py",
+            "                await owner.settle()  # a producer has one",
+            "                # one",
+        ),
+    ),
     "handed_over_after_failure": Bug(
         "a rebalance makes state durable whose outputs were refused a moment before",
         Remedy(

@@ -26,6 +26,7 @@ from tests.simulator.loop import CURRENT, Life, Process
 CONCURRENT_SECONDS = 0.02  # aiokafka's own wait while the last transaction is being marked
 METADATA_SECONDS = 0.1  # between looks for a leader
 REQUEST_SECONDS = 40.0  # aiokafka's default request time-out: of an offset request, retries included
+OVERLAPPING = "a transaction was begun before the last one had ended"
 MAX_FETCHED = 500  # aiokafka's max_poll_records is none; ours asks for at most 2 000
 
 
@@ -217,7 +218,7 @@ class Producer:
         self._tasks: dict[asyncio.Task[None], None] = {}
         self._closed = False
         self._fatal: KafkaError | None = None
-        self._in_transaction = False
+        self._in_transaction = self._ending = False
         self._added: dict[TopicPartition, asyncio.Future[None]] = {}
         self._sender = _Sender(self)
         self.client = _Client()
@@ -339,7 +340,8 @@ class Producer:
     async def begin_transaction(self) -> None:
         if self._fatal is not None:
             raise AssertionError("Invalid state transition TransactionState.FATAL_ERROR")
-        assert not self._in_transaction
+        if self._in_transaction or self._ending:
+            raise AssertionError(OVERLAPPING)
         self._in_transaction = True
         self._added = {}
 
@@ -396,6 +398,7 @@ class Producer:
         self._in_transaction = False
         if not self._added:
             return
+        self._ending = True
         ended: asyncio.Future[None] = self._loop.create_future()
         ended.add_done_callback(_looked_at)
         self._task(self._end(commit, ended))
@@ -415,6 +418,7 @@ class Producer:
             self._die(error)
             ended.set_exception(error)
         else:
+            self._ending = False
             ended.set_result(None)
         finally:
             if not ended.done():

@@ -22,7 +22,7 @@ from riverkeeper.process import topics_of
 from riverkeeper.topics.log import Headers
 from riverkeeper.topics.telemetry import Telemetry
 from tests.simulator import pipeline as declared
-from tests.simulator.clients import Network, SimulatedConnection
+from tests.simulator.clients import OVERLAPPING, Network, SimulatedConnection
 from tests.simulator.kafka import EPOCH_MS, Kafka, Message, Partition
 from tests.simulator.ledger import Ledger, Wrong
 from tests.simulator.lines import Lines
@@ -348,7 +348,8 @@ def _heard(_logger: Any, _method: str, event: Any) -> Any:
         world = RUNNING[-1]
         process = CURRENT.get()
         world.note(f"{process.name if process else ''} log: {dict(event)}")
-        if event.get("event") == "restart" and event.get("exc_info") is not None:
+        own_fault = event.get("exc_info") is not None or OVERLAPPING in str(event.get("error"))
+        if event.get("event") == "restart" and own_fault:
             world.unexpected.append(f"{event.get('agent')}: {event.get('error')}")
     raise structlog.DropEvent
 
