@@ -387,6 +387,7 @@ class Agent(ABC):
                     await self._hand_over(session, drained=stop.is_set())
                 except Exception as error:  # noqa: BLE001  raised again by the loop, which ends the stay
                     session.failure = error
+                    session.end()  # what was handed over once is not handed over again
 
         return Membership(
             self.runtime.connection,
@@ -560,6 +561,8 @@ class Agent(ABC):
 
     async def _leave(self, session: Session) -> None:
         async with session.turn:
+            if session.failure is not None:
+                raise session.failure
             if session.target is not None:
                 await self._take_over_all(session)
             await self._hand_over(session, drained=True)
@@ -572,7 +575,11 @@ class Agent(ABC):
             self.runtime.telemetry.forget_lag(self.name, tp.topic, tp.partition)
         session.reader.read_from({})
         owners = list(session.owners.values())
-        await asyncio.gather(*(self._part_with(owner, drained=drained) for owner in owners))
+        parting = (self._part_with(owner, drained=drained) for owner in owners)
+        # One that fails leaves the others time: none may be at work once this has returned.
+        for outcome in await asyncio.gather(*parting, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
         session.owners.clear()
 
     async def _part_with(self, owner: Owner, *, drained: bool) -> None:
