@@ -41,6 +41,7 @@ class Proxy:
         for link in self._links:
             link.cancel()
         await asyncio.gather(*self._links, return_exceptions=True)
+        await asyncio.sleep(0)  # an aborted transport closes its socket in the next pass of the loop
 
     def cut(self) -> None:
         """Resets every connection; those that come are reset, too, until `mend`."""
@@ -77,11 +78,13 @@ class Proxy:
     async def _link(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: int) -> None:
         self.accepted += 1
         self._writers.add(writer)
-        with suppress(OSError):
-            if not self._refusing:
-                await self._joined(reader, writer, target)
-        writer.transport.abort()
-        self._writers.discard(writer)
+        try:
+            with suppress(OSError):
+                if not self._refusing:
+                    await self._joined(reader, writer, target)
+        finally:
+            writer.transport.abort()
+            self._writers.discard(writer)
 
     async def _joined(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, target: int) -> None:
         onward, away = await asyncio.open_connection("127.0.0.1", target)

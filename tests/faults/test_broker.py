@@ -122,14 +122,18 @@ async def test_line_half_open_for_good(trial: Trial, line: Proxy) -> None:
 
 
 async def test_line_stranded(trial: Trial, line: Proxy) -> None:
-    """Connections that stand and are dead, while new ones would do: each client has to give its own up."""
-    trial.spawn()
+    """Connections that stand and are dead, while new ones would do: each client has to give its own up.
+
+    That takes the seats in the groups up to a minute; who is told to end meanwhile is cut short, with a word.
+    """
+    replica = trial.spawn()
     await trial.flowing()
     await trial.moment()
     line.strand()
     trial.mark()
-    await trial.recovered()
-    await trial.quiet()
+    await trial.recovered("predictions", "examples", "models")
+    await trial.quiet(stop=False)
+    replica.kill()
 
 
 async def test_line_slow(trial: Trial, line: Proxy) -> None:
