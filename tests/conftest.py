@@ -12,7 +12,9 @@ from tests.brokers.kafka import KafkaCluster
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Options of tests/faults; pytest reads them from this file only."""
     group = parser.getgroup("faults")
-    group.addoption("--runs", type=int, default=1, help="runs of each fault, each with a seed of its own")
+    group.addoption(
+        "--runs", type=int, help="the whole catalogue, so many runs of each fault; without it one of a share"
+    )
     group.addoption("--seed", type=int, default=None, help="run exactly this seed of each fault")
     group.addoption("--report", default=None, help="file for what came of each run, as JSON")
 

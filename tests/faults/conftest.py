@@ -15,6 +15,22 @@ from tests.brokers.kafka import KafkaCluster
 from tests.faults.trial import Run, Trial, trial_of
 
 RUNS = pytest.StashKey[list[Run]]()
+# What runs with --runs only: of each kind of fault another one is in every run of the suite.
+ELSEWHERE = frozenset(
+    """
+    crash_at_work[fetched] crash_at_work[outputs-acknowledged] crash_at_work[version-made]
+    crash_at_work[first-batch] crash_at_work[committed] crash_in_a_takeover[fencing]
+    crash_in_a_takeover[store-read] crash_in_a_handover[handed-over]
+    zombie[ingest-state-delivered] zombie[score-state-delivered] zombie[join-state-delivered]
+    line_half_open line_stranded leaders_moved broker_of_three_stopped killed_while_it_starts
+    made_anew_where_outputs_name_their_cause[score] cut[ingest] cut[score]
+    deleted_while_running[events] retention_passes[ingest-events]
+    jump[ingest-ahead] jump[ingest-back] jump[score-back] jump[join-ahead] jump[learn-ahead] jump[learn-back]
+    jump[supervisor-ahead] jump[supervisor-back] wrong_from_the_start[back]
+    feature[inf] feature[wrong] feature[huge] a_supervisor_killed_with_a_verdict_in_hand[verdict-ready]
+    version[altered-bad_bytes] version[foreign_features-wrong_fingerprint] version[forbidden-does_not_open]
+    """.split()
+)
 KINDS = ("lost", "doubled", "out_of_bounds")
 COLUMNS = ("fault", "runs", "failed", "lost", "doubled", "out of bounds", "other", "recovery s", "longest")
 
@@ -25,9 +41,21 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "seed" in metafunc.fixturenames:
-        chosen = metafunc.config.getoption("seed")
-        seeds = range(1, 1 + metafunc.config.getoption("runs")) if chosen is None else [chosen]
+        chosen, runs = metafunc.config.getoption("seed"), metafunc.config.getoption("runs")
+        seeds = range(1, 1 + (runs or 1)) if chosen is None else [chosen]
         metafunc.parametrize("seed", seeds, ids=[f"seed{s}" for s in seeds])
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("runs") is not None or config.getoption("seed") is not None:
+        return
+    left = [i for i in items if isinstance(i, pytest.Function) and _is_elsewhere(i)]
+    config.hook.pytest_deselected(items=left)
+    items[:] = [item for item in items if item not in left]
+
+
+def _is_elsewhere(item: pytest.Function) -> bool:
+    return item.path.parent == Path(__file__).parent and _fault(item) in ELSEWHERE
 
 
 @pytest.fixture

@@ -104,7 +104,7 @@ async def test_leaders_moved(trial: Trial, cluster: KafkaCluster) -> None:
     await trial.quiet()
 
 
-async def test_broker_stopped(trial: Trial, cluster: KafkaCluster) -> None:
+async def test_broker_of_three_stopped(trial: Trial, cluster: KafkaCluster) -> None:
     """SIGSTOP of one: the others elect, and what it comes back to is not its own any more."""
     trial.spawn()
     await trial.flowing()
