@@ -413,6 +413,7 @@ class Agent(ABC):
 
     async def _loop(self, session: Session, membership: Membership, stop: asyncio.Event) -> None:
         while not stop.is_set():
+            await self._report(session, membership)  # and so know the log's clock before the first batch
             if not session.owners:
                 await self._idle(session)
             async with session.at_work():
@@ -422,7 +423,6 @@ class Agent(ABC):
                     await self._take_over_all(session)
                 if session.owners:
                     await self._take_turn(session)
-            await self._report(session, membership)
             await asyncio.sleep(0)
 
     async def _idle(self, session: Session) -> None:

@@ -95,11 +95,11 @@ async def test_leaders_moved(trial: Trial, cluster: KafkaCluster) -> None:
     await asyncio.wait_for(settled(trial, cluster), WAIT_S)
     assert node not in (await asyncio.to_thread(leaders, cluster, facts)).values()
     await trial.moment()
-    await asyncio.to_thread(lead_as_preferred, cluster)
     trial.mark()
     async with asyncio.timeout(WAIT_S):
-        while await asyncio.to_thread(leaders, cluster, facts) != led:  # noqa: ASYNC110
-            await asyncio.sleep(0.2)
+        while await asyncio.to_thread(leaders, cluster, facts) != led:
+            await asyncio.to_thread(lead_as_preferred, cluster)
+            await asyncio.sleep(0.5)  # the metadata follow the election
     await trial.recovered()
     await trial.quiet()
 
