@@ -24,7 +24,7 @@ from tests.brokers.broker import Broker
 from tests.counterexamples.byhand import BY_HAND, ByHand
 from tests.counterexamples.joined import examples, outcome, prediction
 from tests.counterexamples.without import Remedy
-from tests.topics.logs import add_partitions, until, writing
+from tests.topics.logs import until, writing
 
 REMEDIES = [
     Remedy(
@@ -98,11 +98,17 @@ async def test_the_predecessor_is_fenced_before_its_store_is_read(real: Broker) 
         assert found == Counter(f"s{n}" for n in range(130))
 
 
+class Divided(Join):
+    """Whose assignments are split, as by an assignor that does not keep partitions of one number together."""
+
+    def _owned(self, partitions: frozenset[TopicPartition]) -> frozenset[int]:
+        return super()._owned(frozenset(tp for tp in partitions if tp.topic == self.group_topics[0]))
+
+
 async def test_a_refused_assignment_ends_the_agent(real: Broker) -> None:
     """Inside the rebalance it would be logged and forgotten, and the agent sit idle for ever."""
     async with made(real, partitions=3) as pipeline:
-        await add_partitions(real, pipeline.topic("outcomes"), 4)
-        running = at_work(Join, pipeline, real)
+        running = at_work(Divided, pipeline, real)
         with pytest.raises(PartitionsDiffer):
             await running.ended(REFUSED_S)
 

@@ -102,15 +102,6 @@ BUGS = {
         ),
         within=1_000,
     ),
-    "old_records_admitted": Bug(
-        "records below the position are taken in again",
-        Remedy(
-            "topics/store.py",
-            "fresh = [r for r in records if r.offset >= position] if records[0].offset < position else records",
-            "fresh = records",
-        ),
-        within=2_000,
-    ),
     "ids_not_saved": Bug(
         "the recent ids are no part of the checkpoint",
         Remedy(
@@ -143,25 +134,6 @@ BUGS = {
             "            except BaseException:\n                raise\n",
         ),
         within=1_000,
-    ),
-    "no_lease": Bug(
-        "what was known of the verdicts once is taken for what stands there",
-        Remedy(
-            "agents/follow.py",
-            "return self._runtime.monotonic() - self._known_at < self._runtime.limits.lease_seconds",
-            "return True",
-        ),
-        within=2_000,
-    ),
-    "swallowed_cancel": Bug(
-        "a cancelled task goes on, because before Python 3.12 wait_for may swallow a cancellation",
-        Remedy(
-            "agents/follow.py",
-            "            async with asyncio.timeout(self._runtime.limits.lease_seconds):\n"
-            "                known = await self._tail.sync()\n",
-            "            known = await asyncio.wait_for(self._tail.sync(), self._runtime.limits.lease_seconds)\n",
-        ),
-        within=5_000,
     ),
 }
 

@@ -183,7 +183,8 @@ class Play:
         while not stop.is_set() and not condition():
             self._tick()
             with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), TICK_SECONDS)
+                async with asyncio.timeout(TICK_SECONDS):
+                    await stop.wait()
 
     def _tick(self) -> None:
         for task in self._tasks:
@@ -219,7 +220,8 @@ class Play:
         self._halt.set()
         await asyncio.wait([agents], timeout=STOP_SECONDS)
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._watcher.drain(), DRAIN_SECONDS)
+            async with asyncio.timeout(DRAIN_SECONDS):
+                await self._watcher.drain()
         for task in self._tasks:
             task.cancel()
         await asyncio.wait(self._tasks, timeout=DRAIN_SECONDS)

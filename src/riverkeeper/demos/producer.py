@@ -86,7 +86,8 @@ class Producer:
                 yield chunk
             else:
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(stop.wait(), TICK_SECONDS)
+                    async with asyncio.timeout(TICK_SECONDS):
+                        await stop.wait()
 
     def _unsent(self, events: Iterable[Timed], standing: Mapping[int, tuple[int, bytes]]) -> Iterator[Timed]:
         """The stream without what stands on the topic. Raises OtherStream if that is not its beginning."""
