@@ -45,8 +45,17 @@ PATIENCE = 90.0  # s for anything to come about; then the benchmark fails
 LOOK = 0.02  # s between two looks at what another process brings about
 CHUNK = 5_000  # records written at once while a topic is filled
 TICKS = os.sysconf("SC_CLK_TCK")  # per s of processor time
-OURS = ("aiokafka", "river", "numpy", "msgspec", "orjson", "confluent-kafka")
-THEIRS = ("aiokafka", "river", "orjson", "bytewax", "quixstreams", "faust-streaming", "confluent-kafka")
+OURS, BEFORE = "riverkeeper", "riverkeeper before"  # contenders: this tree, and the one it is compared with
+OUR_PACKAGES = ("aiokafka", "river", "numpy", "msgspec", "orjson", "confluent-kafka")
+THEIR_PACKAGES = (
+    "aiokafka",
+    "river",
+    "orjson",
+    "bytewax",
+    "quixstreams",
+    "faust-streaming",
+    "confluent-kafka",
+)
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,7 @@ class Options:
     rates: tuple[int, ...] = (1_000, 8_333, 20_000)  # events/s of a live load
     contenders: tuple[str, ...] = ()  # only these; () for all
     peers: str = sys.executable  # the Python that has the peers' packages
+    against: str = ""  # folder of another checkout, whose agents are a contender of their own
 
 
 @dataclass(frozen=True)
@@ -156,8 +166,11 @@ class Child:
         return cls(process, log, port)
 
     @classmethod
-    def agents(cls, broker: Broker, declared: Declared, names: str, **settings: str) -> Child:
-        environment = {"RIVERKEEPER_BROKER": broker.address, **declared.environment(), **settings}
+    def agents(cls, broker: Broker, declared: Declared, names: str, tree: str = "") -> Child:
+        """A process of our own agents; of another checkout's, if `tree` is its folder."""
+        environment = {"RIVERKEEPER_BROKER": broker.address, **declared.environment()}
+        if tree:
+            environment["PYTHONPATH"] = os.pathsep.join([f"{tree}/src", tree])
         return cls.spawn(["riverkeeper", "run", "bench.child:pipeline", "--agents", names], environment)
 
     def used(self) -> Used:
@@ -316,13 +329,21 @@ def compared(runs: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
     """Medians of each contender, and riverkeeper's rate as a multiple of each other's: per round, for what
     the machine did besides differs from round to round less than within a minute."""
     shown: dict[str, Any] = {"contenders": {name: medians(found) for name, found in runs.items()}}
-    ours = runs.get("riverkeeper", [])
+    ours = runs.get(OURS, [])
     shown["ratios"] = {
-        name: medians([{"of rates": a["rate"] / b["rate"]} for a, b in zip(ours, found, strict=True)])
+        name: medians([_ratios(a, b) for a, b in zip(ours, found, strict=True)])
         for name, found in runs.items()
-        if name != "riverkeeper" and ours
+        if name != OURS and ours
     }
     return shown
+
+
+def _ratios(ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, float]:
+    """Of the rates, and of the records that a processor second is enough for."""
+    return {
+        "of rates": ours["rate"] / theirs["rate"],
+        "per processor second": theirs["cpu us"] / max(1e-9, ours["cpu us"]),
+    }
 
 
 def short(figure: float) -> float:
@@ -365,8 +386,8 @@ def machine(peers: str) -> dict[str, Any]:
         "cpu": next((line.split(":", 1)[1].strip() for line in cpus if line.startswith("model name")), ""),
         "system": platform.platform(),
         "python": platform.python_version(),
-        "packages": _versions(sys.executable, OURS),
-        "packages of the peers": _versions(peers, THEIRS),
+        "packages": _versions(sys.executable, OUR_PACKAGES),
+        "packages of the peers": _versions(peers, THEIR_PACKAGES),
         "load average": [round(each, 1) for each in os.getloadavg()],
     }
 

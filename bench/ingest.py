@@ -11,6 +11,8 @@ from typing import Any
 import msgspec
 
 from bench.harness import (
+    BEFORE,
+    OURS,
     Broker,
     Child,
     Options,
@@ -40,20 +42,25 @@ async def measure(options: Options) -> dict[str, Any]:
 
 
 async def _rounds(on: Broker, size: int, options: Options) -> dict[str, Any]:
-    contenders = {"riverkeeper": _ours, "fetch": _fetch}
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
+    names = [OURS, "fetch", *([BEFORE] if options.against else [])]
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for turn in range(options.rounds):
         declared = Declared(f"ingest{turn}")
-        pipeline = declared.pipeline()
-        await prepare(on, pipeline)
-        await write(on, events(pipeline, size))
-        for name in rotated(list(contenders), turn):
-            runs[name].append(await contenders[name](on, declared, size))
+        for family in (declared, declared.before())[: 2 if options.against else 1]:
+            await prepare(on, family.pipeline())
+            await write(on, events(family.pipeline(), size))
+        for name in rotated(names, turn):
+            if name == "fetch":
+                runs[name].append(await _fetch(on, declared, size))
+            elif name == OURS:
+                runs[name].append(await _ours(on, declared, size))
+            else:
+                runs[name].append(await _ours(on, declared.before(), size, options.against))
     return {"events": size, **compared(runs)}
 
 
-async def _ours(on: Broker, declared: Declared, size: int) -> dict[str, float]:
-    pipeline, child = declared.pipeline(), Child.agents(on, declared, "ingest")
+async def _ours(on: Broker, declared: Declared, size: int, tree: str = "") -> dict[str, float]:
+    pipeline, child = declared.pipeline(), Child.agents(on, declared, "ingest", tree)
     async with running(child), Topic(on, pipeline.topic("facts"), pipeline.partitions) as topic:
         first, began, last = await topic.until(size, child)
         rows = await topic.rows()

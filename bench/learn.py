@@ -11,6 +11,8 @@ import json
 from typing import Any
 
 from bench.harness import (
+    BEFORE,
+    OURS,
     Broker,
     Child,
     Options,
@@ -43,25 +45,31 @@ async def measure(options: Options) -> dict[str, Any]:
 
 
 async def _rounds(on: Broker, size: int, options: Options) -> dict[str, Any]:
-    runs: dict[str, list[dict[str, float]]] = {"riverkeeper": [], "river loop": []}
+    names = [OURS, "river loop", *([BEFORE] if options.against else [])]
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for turn in range(options.rounds):
         declared = Declared(f"learn{turn}", partitions=1, every=size // VERSIONS)
-        await prepare(on, declared.pipeline())
-        await write(on, examples(declared.pipeline(), size))
+        for family in (declared, declared.before())[: 2 if options.against else 1]:
+            await prepare(on, family.pipeline())
+            await write(on, examples(family.pipeline(), size))
         said = {}
         for name in rotated(list(runs), turn):
-            contender = _ours if name == "riverkeeper" else _loop
-            figures, said[name] = await contender(on, declared, size)
+            if name == BEFORE:
+                figures, said[name] = await _ours(on, declared.before(), size, options.against)
+            else:
+                figures, said[name] = await (_ours if name == OURS else _loop)(on, declared, size)
             runs[name].append(figures)
-        pairs = zip(said["riverkeeper"], said["river loop"], strict=True)
+        pairs = zip(said[OURS], said["river loop"], strict=True)
         if (apart := max(abs(a - b) for a, b in pairs)) > NEAR:
             raise RuntimeError(f"the estimators answer {apart} apart")
     return {"examples": size, **compared(runs)}
 
 
-async def _ours(on: Broker, declared: Declared, size: int) -> tuple[dict[str, float], list[float]]:
+async def _ours(
+    on: Broker, declared: Declared, size: int, tree: str = ""
+) -> tuple[dict[str, float], list[float]]:
     """The rate between the first version that has learned something and the last one on the way."""
-    pipeline, child = declared.pipeline(), Child.agents(on, declared, "learn")
+    pipeline, child = declared.pipeline(), Child.agents(on, declared, "learn", tree)
     rows, marks = [], list[tuple[float, int, Used]]()
     async with Topic(on, pipeline.topic("models"), pipeline.model_partitions) as topic:
         async with running(child):

@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--rates", type=int, nargs="+", help="events/s of a live load")
     parser.add_argument("--only", nargs="+", help="contenders; riverkeeper among them, or there is no ratio")
     parser.add_argument("--peers", default=str(PEERS), help="the Python that has the peers' packages")
+    parser.add_argument("--against", help="folder of another checkout: its agents are measured, too")
     parser.add_argument("--tiny", action="store_true", help="look only whether everything runs")
     parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the results")
     given = parser.parse_args()
@@ -66,7 +67,9 @@ def main() -> None:
 
 def _options(given: argparse.Namespace) -> Options:
     base = TINY if given.tiny else Options()
-    named = {name: getattr(given, name) for name in ("rounds", "size", "seconds", "pending", "peers")}
+    named = {
+        name: getattr(given, name) for name in ("rounds", "size", "seconds", "pending", "peers", "against")
+    }
     named |= {"rates": given.rates and tuple(given.rates), "contenders": given.only and tuple(given.only)}
     return Options(**{**vars(base), **{name: value for name, value in named.items() if value is not None}})
 

@@ -15,6 +15,8 @@ from typing import Any
 import msgspec
 
 from bench.harness import (
+    BEFORE,
+    OURS,
     Broker,
     Child,
     Options,
@@ -67,6 +69,7 @@ async def measure(options: Options) -> dict[str, Any]:
 
 async def _rounds(on: Broker, kind: str, names: Sequence[str], size: int, options: Options) -> dict[str, Any]:
     names = [name for name in names if not options.contenders or name in options.contenders]
+    names += [BEFORE] if options.against else []
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     estimator = trained(ESTIMATORS[kind], NUMBERS)
     expected = [estimator.predict_proba_one(features(i))[True] for i in range(min(CYCLE, size))]
@@ -77,11 +80,15 @@ async def _rounds(on: Broker, kind: str, names: Sequence[str], size: int, option
         await prepare(on, pipeline, peers)
         await write(on, facts(pipeline, size))
         await write(on, versions(pipeline, kind))
+        if options.against:
+            await prepare(on, declared.before().pipeline())
+            await write(on, facts(declared.before().pipeline(), size))
+            await write(on, versions(declared.before().pipeline(), kind))
         with tempfile.NamedTemporaryFile() as file:
             pickle.dump(estimator, file)
             file.flush()
             for name in rotated(names, turn):
-                runs[name].append(await _run(on, declared, name, size, file.name, expected, options.peers))
+                runs[name].append(await _run(on, declared, name, size, file.name, expected, options))
     return {"facts": size, **compared(runs)}
 
 
@@ -96,7 +103,7 @@ async def _run(
     size: int,
     estimator: str,
     expected: Sequence[float],
-    python: str,
+    options: Options,
 ) -> dict[str, float]:
     pipeline = declared.pipeline()
     count = int(size * SHARES.get(name, 1.0))
@@ -110,10 +117,13 @@ async def _run(
     }
     if name == "fetch":
         return await fetched(environment)
-    if name == "riverkeeper":
-        output, child = pipeline.topic("predictions"), Child.agents(on, declared, "score")
+    if name in (OURS, BEFORE):
+        tree = options.against if name == BEFORE else ""
+        declared = declared.before() if name == BEFORE else declared
+        output = declared.pipeline().topic("predictions")
+        child = Child.agents(on, declared, "score", tree)
     else:
-        output, child = environment["BENCH_OUTPUT"], Child.spawn(PEERS[name], environment, python)
+        output, child = environment["BENCH_OUTPUT"], Child.spawn(PEERS[name], environment, options.peers)
     async with running(child), Topic(on, output, pipeline.partitions) as topic:
         first, began, last = await topic.until(count, child)
         rows = await topic.rows()

@@ -54,13 +54,13 @@ def _table(name: str, found: dict[str, Any]) -> Iterator[str]:
         yield from (f"| {key} | {_shown(value)} |" for key, value in found.items() if key != "each")
     else:
         columns = list(dict.fromkeys(key for case in cases.values() for key in case if key != "each"))
-        head = [*columns, *(["riverkeeper is"] if ratios else [])]
+        head = [*columns, *(["riverkeeper's rate is", "per processor second"] if ratios else [])]
         yield f"| | {' | '.join(head)} |"
         yield "|---" * (len(head) + 1) + "|"
         for case, figures in cases.items():
             cells = [_shown(figures.get(column, "")) for column in columns]
             if ratios:
-                cells.append(f"{ratios[case]['of rates']} ×" if case in ratios else "")
+                cells += [f"{ratio} ×" for name, ratio in ratios.get(case, {}).items() if name != "each"]
             yield f"| {case} | {' | '.join(cells)} |"
     yield ""
 

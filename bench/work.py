@@ -118,6 +118,10 @@ class Declared(msgspec.Struct, frozen=True):
     def pipeline(self) -> Pipeline:
         return declare(self.name, self.kind, models=self.models, partitions=self.partitions, every=self.every)
 
+    def before(self) -> Declared:
+        """The same for another checkout's agents, in topics of its own."""
+        return msgspec.structs.replace(self, name=f"{self.name}-before")
+
     def environment(self) -> dict[str, str]:
         return {DECLARED: msgspec.json.encode(self).decode()}
 
