@@ -393,7 +393,9 @@ def machine(peers: str) -> dict[str, Any]:
 
 
 def _versions(python: str, packages: Sequence[str]) -> dict[str, str]:
-    """Of those that are installed there."""
+    """Of those that are installed there, if that is there."""
+    if not Path(python).exists():
+        return {}
     lines = _said(python, "-m", "pip", "--disable-pip-version-check", "freeze", "--all").splitlines()
     known = dict(line.split("==", 1) for line in lines if "==" in line)
     return {package: known[package] for package in packages if package in known}
