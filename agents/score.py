@@ -165,15 +165,14 @@ class ScoreWork(Tracked):
         for (record, envelope), row, said, key, encoded_key, partition in zip(
             facts, rows, answers.served, keys, encoded, where, strict=True
         ):
+            fact = f"{source}/{record.offset}"
             features = row if type(row) is dict else {}
-            value = self._prediction(f"{source}/{record.offset}", key, envelope, said, features, view)
+            value = self._prediction(fact, key, envelope, said, features, view)
             if PREDICTION_ROOM + len(encoded_key) + len(value) > MAX_RECORD_BYTES:
                 # Features that fit no record cannot be learned from either: the answer goes without them.
-                value = self._prediction(
-                    f"{source}/{record.offset}", key, envelope, self._without_features(said), {}, view
-                )
+                value = self._prediction(fact, key, envelope, self._without_features(said), {}, view)
             headers = ((ORIGIN, b"%b/%d/0" % (origin, record.offset)),)  # as Origin.header
-            outs.append(Out(topic, partition, encoded_key, value, headers))
+            outs.append(Out._make((topic, partition, encoded_key, value, headers)))  # in half of Out's time
         return outs
 
     def _prediction(

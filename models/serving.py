@@ -256,7 +256,7 @@ def _ask(
     pipeline: Pipeline, version: Serving, where: Sequence[int], rows: Rows, clock: Callable[[], float]
 ) -> _Said:
     began = clock()
-    asked: list[Features] = [rows[i] for i in where]  # type: ignore[misc]  # none of them failed
+    asked: Sequence[Features] = rows if len(where) == len(rows) else [rows[i] for i in where]  # type: ignore[assignment,misc]  # none of them failed
     answers = _in_time(version.scorer, asked, pipeline.model_features[version.model], clock)
     seconds = clock() - began
     bad: dict[int, Reason] = dict.fromkeys(where[len(answers) :], Reason.TOO_SLOW)
@@ -372,13 +372,15 @@ def _shadows(pipeline: Pipeline, view: View, said: Mapping[str, _Said]) -> list[
 def moments(numbers: Sequence[float]) -> Moments:
     if not numbers:
         return Moments()
-    return Moments(
-        count=len(numbers),
-        total=sum(numbers),
-        squares=sum(n * n for n in numbers),
-        low=min(numbers),
-        high=max(numbers),
-    )
+    column = np.array(numbers, dtype=np.float64)
+    with np.errstate(over="ignore"):
+        return Moments(
+            count=len(numbers),
+            total=float(column.sum()),
+            squares=float(column @ column),
+            low=float(column.min()),
+            high=float(column.max()),
+        )
 
 
 def merged(a: Moments, b: Moments) -> Moments:
