@@ -71,8 +71,9 @@ class Scorer:
         Within 1e-9 of `quality.predict`, relative to the largest term. Raises nothing: an error of
         the estimator is its row's `Raised`.
         """
-        if self._linear is not None and names is not None and len(rows) >= MIN_ROWS:
-            answers = self._at_once(rows, names)
+        if self._linear is not None and len(rows) >= MIN_ROWS:
+            alike = names if names is not None else _names(rows)
+            answers = self._at_once(rows, alike) if alike is not None else None
             if answers is not None:
                 return answers
         if names is not None:
@@ -130,6 +131,12 @@ class Scorer:
             raise
         except BaseException as error:  # noqa: BLE001 a panic in River's Rust is no Exception; it costs its row
             return Raised(error)
+
+
+def _names(rows: Sequence[Features]) -> tuple[str, ...] | None:
+    """The names that every row has, in the same order, and no other; None if rows differ."""
+    names = tuple(rows[0])
+    return names if all(tuple(row) == names for row in rows) else None
 
 
 def _columns(rows: Sequence[Features], names: tuple[str, ...]) -> list[Sequence[Scalar]]:
