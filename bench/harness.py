@@ -389,6 +389,7 @@ def machine(peers: str) -> dict[str, Any]:
         "packages": _versions(sys.executable, OUR_PACKAGES),
         "packages of the peers": _versions(peers, THEIR_PACKAGES),
         "load average": [round(each, 1) for each in os.getloadavg()],
+        "nice": os.nice(0),
     }
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from bench.harness import (
     BEFORE,
+    LOOK,
     OURS,
     Broker,
     Child,
@@ -34,6 +35,7 @@ EMBEDDED_EXAMPLES = 10_000  # of which the embedded broker holds 5 MB, on one pa
 VERSIONS = 10  # published while all are learned
 ROWS = range(0, CYCLE, CYCLE // 20)  # those that both must answer alike
 NEAR = 1e-12
+LEARNED = "riverkeeper_learned_examples_total"
 
 
 async def measure(options: Options) -> dict[str, Any]:
@@ -80,7 +82,11 @@ async def _ours(
                     if manifest.model == "first" and manifest.learned:
                         marks.append((manifest.published_ms / 1000, manifest.learned, child.used()))
                 child.check()
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(LOOK)
+            # All of them, by each model: only then does its last version, as it stops, say so.
+            while await asyncio.to_thread(child.sum_of, LEARNED) < size * len(pipeline.models):
+                child.check()
+                await asyncio.sleep(10 * LOOK)
         rows += await topic.rows()  # what it published as it stopped
     library = Assembler()
     for row in rows:
