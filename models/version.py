@@ -115,10 +115,7 @@ def interned(features: Features) -> Features:
     Decoders share equal keys between records, or not, depending on what else they decoded; the
     estimator keeps those objects, and its bytes show which of them are one.
     """
-    values: Iterable[Scalar] = features.values()
-    if str in map(type, values):
-        values = map(_interned, values)
-    return dict(zip(map(sys.intern, features), values, strict=True))
+    return {sys.intern(name): _interned(value) for name, value in features.items()}
 
 
 def interned_label(label: LabelValue) -> LabelValue:
