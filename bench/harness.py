@@ -340,10 +340,10 @@ def compared(runs: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
 
 def _ratios(ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, float]:
     """Of the rates, and of the records that a processor second is enough for."""
-    return {
-        "of rates": ours["rate"] / theirs["rate"],
-        "per processor second": theirs["cpu us"] / max(1e-9, ours["cpu us"]),
-    }
+    ratios = {"of rates": ours["rate"] / theirs["rate"]}
+    if "cpu us" in ours and "cpu us" in theirs:
+        ratios["per processor second"] = theirs["cpu us"] / max(1e-9, ours["cpu us"])
+    return ratios
 
 
 def short(figure: float) -> float:
