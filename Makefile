@@ -41,9 +41,16 @@ lint: .venv/.developed
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 
-bench: .venv/.developed
-	@compgen -G 'bench/*.py' >/dev/null || { echo "bench/ holds no benchmark." >&2; exit 1; }
-	for bench in bench/*.py; do $(BIN)/python "$$bench" $(ARGS); done
+# Every part, or those that ARGS names (make bench ARGS="score --rounds 3"), then the tables of what was measured.
+bench: .venv/.developed .venv-bench/.installed .kafka
+	$(BIN)/python bench/run.py --peers .venv-bench/bin/python $(ARGS)
+	$(BIN)/python bench/table.py
+
+# The peers' packages do not go with all of ours: see pyproject.toml.
+.venv-bench/.installed: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m venv .venv-bench
+	.venv-bench/bin/python -m pip --disable-pip-version-check --quiet install --editable '.[bench]'
+	touch $@
 
 .PHONY: .kafka
 .kafka:

@@ -18,7 +18,7 @@ from aiokafka import TopicPartition
 from ..models.pipeline import Dedupe, Pipeline
 from ..topics.cloudevents import Event, decode, loads
 from ..topics.log import MAX_RECORD_BYTES, Out, Record, record_bytes
-from ..topics.messages import BadRecord, Envelope, ErrorCode, Fact, Origin
+from ..topics.messages import BadRecord, Envelope, ErrorCode, Fact
 from ..topics.partition import partitions
 from ..topics.store import ORIGIN, ORIGIN_ROOM, Inspector, Progress
 from .agent import Agent, Entry, Table
@@ -30,6 +30,7 @@ MAX_KEY_BYTES = 1_024  # of key and join field: a prediction holds both, and the
 MAX_ID_CHARS = 512  # a million remembered ids stay below 1 GB
 IDS_PER_ENTRY = 250  # ids in one record of the store: 0.8 MB if each is the longest and all is escaped
 IDS_PREFIX = b"ids/"
+FACT_ROOM = record_bytes(None, None, ORIGIN_ROOM)  # of a record to write, beside key and value
 
 
 class Parsed(NamedTuple):
@@ -41,12 +42,28 @@ class Parsed(NamedTuple):
     value: bytes
 
 
+class _Route(NamedTuple):
+    """Where events of a type go: the field that keys them there, and those that place what follows from them."""
+
+    declared: type[Fact]
+    suffix: str
+    key: str
+    placed_by: tuple[str, ...]
+
+
 class Parser:
     """From a record of `events` to a fact or an outcome; pure."""
 
     def __init__(self, pipeline: Pipeline) -> None:
         self._pipeline = pipeline
         self._encode = msgspec.json.Encoder().encode
+        self._fields = (pipeline.event.id, pipeline.event.type, pipeline.event.time)
+        self._routes = {
+            name: _Route(declared, "facts", pipeline.key, (pipeline.key, pipeline.join))
+            if declared is pipeline.facts
+            else _Route(declared, "outcomes", pipeline.join, (pipeline.join,))
+            for name, declared in pipeline.types.items()
+        }
 
     def parse(self, record: Record) -> Parsed:
         """Raises BadRecord."""
@@ -63,32 +80,37 @@ class Parser:
     def _plain(self, data: Any) -> Event:
         if not isinstance(data, dict):
             raise BadRecord(ErrorCode.WRONG_TYPE, f"an event is a JSON object, not {type(data).__name__}")
-        fields = self._pipeline.event
-        for name in (fields.id, fields.type, fields.time):
-            if data.get(name) is None:
-                raise BadRecord(ErrorCode.MISSING_FIELD, f"field {name!r} is missing")
-        return Event(data[fields.id], data[fields.type], data[fields.time], data)
+        id, type_, time = map(data.get, self._fields)
+        if id is None or type_ is None or time is None:
+            name = next(name for name in self._fields if data.get(name) is None)
+            raise BadRecord(ErrorCode.MISSING_FIELD, f"field {name!r} is missing")
+        return Event(id, type_, time, data)
 
     def _typed(self, event: Event, appended_ms: int) -> Parsed:
-        declared = self._pipeline.types.get(event.type) if isinstance(event.type, str) else None
-        if declared is None:
+        route = self._routes.get(event.type) if isinstance(event.type, str) else None
+        if route is None:
             known = ", ".join(sorted(self._pipeline.types))
             raise BadRecord(ErrorCode.UNKNOWN_TYPE, f"type {event.type!r} is none of {known}")
-        data = _payload(event.data, declared)
-        is_fact = declared is self._pipeline.facts
-        for name in (self._pipeline.key, self._pipeline.join) if is_fact else (self._pipeline.join,):
+        data = _payload(event.data, route.declared)
+        for name in route.placed_by:
             placed = getattr(data, name)
-            if placed is None:
-                raise BadRecord(ErrorCode.MISSING_FIELD, f"field {name!r} is null, but places the record")
-            if len(str(placed).encode()) > MAX_KEY_BYTES:
-                raise BadRecord(
-                    ErrorCode.TOO_LARGE, f"field {name!r} places the record; {MAX_KEY_BYTES} bytes at most"
-                )
-        key = str(getattr(data, self._pipeline.key if is_fact else self._pipeline.join))
+            # No character has more than four bytes.
+            if type(placed) is not str or len(placed) > MAX_KEY_BYTES // 4:
+                _check_place(name, placed)
+        key = str(getattr(data, route.key))
         id = _id(event.id)
         time = _time(event.time if event.time is not None else appended_ms)
         envelope = Envelope(id=id, type=event.type, time=time, key=key, data=data)
-        return Parsed("facts" if is_fact else "outcomes", key.encode(), id, self._encode(envelope))
+        return Parsed(route.suffix, key.encode(), id, self._encode(envelope))
+
+
+def _check_place(name: str, placed: object) -> None:
+    if placed is None:
+        raise BadRecord(ErrorCode.MISSING_FIELD, f"field {name!r} is null, but places the record")
+    if len(str(placed).encode()) > MAX_KEY_BYTES:
+        raise BadRecord(
+            ErrorCode.TOO_LARGE, f"field {name!r} places the record; {MAX_KEY_BYTES} bytes at most"
+        )
 
 
 def _payload(data: Any, declared: type[Fact]) -> Fact:
@@ -100,6 +122,8 @@ def _payload(data: Any, declared: type[Fact]) -> Fact:
 
 
 def _id(id: Any) -> str:
+    if type(id) is str and 0 < len(id) <= MAX_ID_CHARS:
+        return id
     if isinstance(id, int) and not isinstance(id, bool):
         id = str(id)
     if not isinstance(id, str) or not 0 < len(id) <= MAX_ID_CHARS:
@@ -227,7 +251,7 @@ class IngestWork(Tracked):
 
     def _checked(self, record: Record, parsed: Parsed) -> Parsed | None:
         """None for an id that came before. Raises BadRecord if what was made is too large."""
-        if record_bytes(parsed.key, parsed.value, ORIGIN_ROOM) > MAX_RECORD_BYTES:
+        if FACT_ROOM + len(parsed.key) + len(parsed.value) > MAX_RECORD_BYTES:
             raise BadRecord(
                 ErrorCode.TOO_LARGE, f"{len(parsed.value)} bytes as a fact; {MAX_RECORD_BYTES} are the limit"
             )
@@ -245,7 +269,7 @@ class IngestWork(Tracked):
                 partition,
                 made.key,
                 made.value,
-                ((ORIGIN, Origin(source, record.offset, 0).header()),),
+                ((ORIGIN, b"%b/%d/0" % (source, record.offset)),),  # as Origin.header
             )
             for (record, made), partition in zip(parsed, where, strict=True)
         ]

@@ -46,6 +46,7 @@ FADING = 0.8
 # are asked for again.
 MAX_REST = 0.5
 MS = timedelta(milliseconds=1)
+PREDICTION_ROOM = record_bytes(None, None, ORIGIN_ROOM)  # of a prediction's record, beside key and value
 
 Facts = Sequence[tuple[Record, Envelope[Any]]]
 Rows = Sequence[Features | FeatureFailure]
@@ -107,8 +108,9 @@ class ScoreWork(Tracked):
         self._agent.pace.answered(answers)
         self._written.append((appended, answers))
         keys = self._join_keys(facts)
-        where = partitions([key.encode() for key in keys], self._pipeline.partitions)
-        predictions = self._predictions(tp, facts, rows, answers, view, keys, where)
+        encoded = [key.encode() for key in keys]
+        where = partitions(encoded, self._pipeline.partitions)
+        predictions = self._predictions(tp, facts, rows, answers, view, keys, encoded, where)
         return [*predictions, *self._shadows(tp, facts, answers, keys, where), *dead]
 
     def _decoded(self, records: Sequence[Record]) -> tuple[Facts, list[Out]]:
@@ -154,19 +156,23 @@ class ScoreWork(Tracked):
         answers: Answers,
         view: View,
         keys: Sequence[str],
+        encoded: Sequence[bytes],
         where: Sequence[int],
     ) -> list[Out]:
         source = f"{tp.topic}/{tp.partition}"
-        topic = self._pipeline.topic("predictions")
+        topic, origin = self._pipeline.topic("predictions"), source.encode()
         outs = []
-        for i, (record, envelope) in enumerate(facts):
-            row = rows[i]
-            features = {} if isinstance(row, FeatureFailure) else row
-            value = self._prediction(
-                f"{source}/{record.offset}", keys[i], envelope, answers.served[i], features, view
-            )
-            headers = ((ORIGIN, Origin(source.encode(), record.offset, 0).header()),)
-            outs.append(Out(topic, where[i], keys[i].encode(), value, headers))
+        for (record, envelope), row, said, key, encoded_key, partition in zip(
+            facts, rows, answers.served, keys, encoded, where, strict=True
+        ):
+            fact = f"{source}/{record.offset}"
+            features = row if type(row) is dict else {}
+            value = self._prediction(fact, key, envelope, said, features, view)
+            if PREDICTION_ROOM + len(encoded_key) + len(value) > MAX_RECORD_BYTES:
+                # Features that fit no record cannot be learned from either: the answer goes without them.
+                value = self._prediction(fact, key, envelope, self._without_features(said), {}, view)
+            headers = ((ORIGIN, b"%b/%d/0" % (origin, record.offset)),)  # as Origin.header
+            outs.append(Out._make((topic, partition, encoded_key, value, headers)))  # in half of Out's time
         return outs
 
     def _prediction(
@@ -178,38 +184,28 @@ class ScoreWork(Tracked):
         features: Features,
         view: View,
     ) -> bytes:
-        prediction = Prediction(
-            id=envelope.id,
-            key=key,
-            time=envelope.time,
-            value=said.value,
-            source=said.source,
-            reason=said.reason,
-            asked=said.asked,
-            model=said.model,
-            version=said.version,
-            fingerprint=self._pipeline.fingerprint,
-            fact=fact,
-            verdict=view.routing.offset,
-            baseline=said.baseline,
-            features=features,
-        )
-        value = self._encode(prediction)
-        if record_bytes(key.encode(), value, ORIGIN_ROOM) <= MAX_RECORD_BYTES:
-            return value
-        # Features that fit no record cannot be learned from either: the answer goes without them.
         return self._encode(
-            msgspec.structs.replace(
-                prediction,
-                value=self._pipeline.constant,
-                source=Source.FALLBACK,
-                reason=Reason.FEATURE_FAILED.value,
-                model=CONSTANT,
-                version=0,
-                baseline=None,
-                features={},
+            Prediction(
+                id=envelope.id,
+                key=key,
+                time=envelope.time,
+                value=said.value,
+                source=said.source,
+                reason=said.reason,
+                asked=said.asked,
+                model=said.model,
+                version=said.version,
+                fingerprint=self._pipeline.fingerprint,
+                fact=fact,
+                verdict=view.routing.offset,
+                baseline=said.baseline,
+                features=features,
             )
         )
+
+    def _without_features(self, said: Served) -> Served:
+        reason = Reason.FEATURE_FAILED.value
+        return Served(self._pipeline.constant, Source.FALLBACK, reason, said.asked, CONSTANT, 0, None)
 
     def _join_keys(self, facts: Facts) -> list[str]:
         join = self._pipeline.join

@@ -1,196 +1,144 @@
-"""Facts scored per second by one process, over real Kafka, validated and with lineage.
+"""Facts scored per second by one process: riverkeeper beside the peers, over the same topic.
 
-    python bench/score.py [--facts 100000] [--rounds 3] [--profile]
-
-A topic of facts is filled beforehand, versions are published, then one process runs score alone until
-every fact has its prediction. Prints facts/s of every round and their median, side by side for the
-flights pipeline (four models, two of them with traffic), and for the same facts with one model.
+Riverkeeper validates, computes features, asks the model and the fallback, checks bounds, writes the
+lineage and follows the verdicts; the peers decode, ask the same estimator and write its answer. `fetch`
+decodes only. Every answer is compared with the estimator's own.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import cProfile
-import pstats
-import statistics
-import sys
-import time
-from itertools import cycle, islice
-from pathlib import Path
+import pickle
+import tempfile
+from collections.abc import Sequence
+from typing import Any
 
 import msgspec
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from bench.harness import (
+    BEFORE,
+    OURS,
+    Broker,
+    Child,
+    Options,
+    Topic,
+    broker,
+    compared,
+    fetched,
+    plain_topic,
+    prepare,
+    rate,
+    rotated,
+    running,
+    write,
+)
+from bench.work import CYCLE, ESTIMATORS, NUMBERS, Declared, facts, features, trained, versions
 
-from riverkeeper import Pipeline
-from riverkeeper.agents.agent import Limits, Runtime
-from riverkeeper.agents.score import Score
-from riverkeeper.demos import flights as demo
-from riverkeeper.demos.flights_data import rows, stream
-from riverkeeper.models.features import FoldState
-from riverkeeper.models.quality import learn
-from riverkeeper.models.unpickle import AllowList
-from riverkeeper.models.version import begin, dump, environment, seal
-from riverkeeper.process import topics_of
-from riverkeeper.topics.catalog import Catalog, Replication
-from riverkeeper.topics.connection import Connection
-from riverkeeper.topics.log import Out, Writer
-from riverkeeper.topics.messages import Envelope
-from riverkeeper.topics.partition import partition, partitions
-from riverkeeper.topics.store import ORIGIN
-from riverkeeper.topics.telemetry import Telemetry, configure_logging
-from tests.brokers.kafka import KafkaCluster
-
-KEY = b"k" * 32
-TRAINED = 3_000  # facts each model has learned before it serves
-CHUNK = 5_000  # facts written at once while the topic is filled
-
-
-def single() -> Pipeline:
-    """The flights pipeline with one learning model and the fallback."""
-    f = demo.flights
-    return Pipeline(
-        name="single",
-        facts=f.facts,
-        outcomes=f.outcomes,
-        key=f.key,
-        join=f.join,
-        features=f.features,
-        label=f.label,
-        models={name: f.models[name] for name in ("steady", "baseline")},
-        serve="steady",
-        bounds=f.bounds,
-        fallback="baseline",
-        constant=f.constant,
-        partitions=f.partitions,
-    )
+PEERS = {
+    "river loop": ["bench.peers.river_loop"],
+    "bytewax": ["bytewax.run", "bench.peers.bytewax_flow:flow"],
+    "quix": ["bench.peers.quix_app"],
+    "faust": ["bench.peers.faust_app", "worker", "-l", "warn", "--without-web"],
+}
+SHARES = {"faust": 0.1}  # of the facts that a contender is given time for
+EMBEDDED_FACTS = 20_000  # what the embedded broker holds of predictions: 5 MB a partition
+NEAR = 1e-9  # that answers may differ: a sum in another order
+CLASSES = {"linear": "with a fast path", "tree": "without one"}
 
 
-def envelopes(count: int) -> list[Envelope[demo.Departure]]:
-    made = []
-    for event in stream(rows()):
-        fields = msgspec.json.decode(event.value)
-        if fields["type"] == "departure":
-            data = msgspec.convert(fields, demo.Departure)
-            made.append(
-                Envelope(id=fields["id"], type="departure", time=data.time, key=data.origin, data=data)
-            )
-    return list(islice(cycle(made), count))
+class Said(msgspec.Struct):
+    """What of any contender's prediction is compared."""
+
+    id: str
+    value: float
 
 
-def versions(pipeline: Pipeline) -> list[Out]:
-    facts = envelopes(TRAINED)
-    learned = pipeline.graph.extract(FoldState(), facts)
-    outs = []
-    for name, model in pipeline.models.items():
-        estimator = begin(None, model.factory, AllowList(pipeline.trusted))
-        for fact, row in zip(facts, learned, strict=True):
-            assert isinstance(row, dict)
-            own = {feature: row[feature] for feature in pipeline.model_features[name]}
-            learn(pipeline.task, estimator, own, fact.data.delay)
-        sealed = seal(
-            model=name,
-            version=1,
-            line=0,
-            parent=0,
-            fingerprint=pipeline.fingerprint,
-            environment=environment(),
-            spans=(),
-            offsets={},
-            learned=TRAINED,
-            data=dump(estimator),
-            published_ms=int(time.time() * 1000),
-            key=KEY,
+async def measure(options: Options) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    names = ["riverkeeper", "fetch", *PEERS]
+    with broker("kafka") as kafka:
+        found["kafka"] = await _rounds(kafka, "linear", names, options.size, options)
+        tree = ["riverkeeper", "river loop"]
+        found["kafka, an estimator without a fast path"] = await _rounds(
+            kafka, "tree", tree, options.size // 4, options
         )
-        where = partition(name.encode(), pipeline.model_partitions)
-        outs += [Out(pipeline.topic("models"), where, key, value) for key, value in sealed.records()]
-    return outs
+    with broker("embedded") as embedded:
+        size = min(EMBEDDED_FACTS, options.size)
+        found["embedded"] = await _rounds(embedded, "linear", ["riverkeeper", "river loop"], size, options)
+    return found
 
 
-async def fill(connection: Connection, pipeline: Pipeline, count: int) -> None:
-    async with Catalog(connection, Replication(1, 1)) as catalog:
-        await catalog.create(topics_of(pipeline))
-    writer = Writer(connection)
-    await writer.start()
-    facts = envelopes(count)
-    where = partitions([fact.data.flight.encode() for fact in facts], pipeline.partitions)
-    for start in range(0, count, CHUNK):
-        await writer.write(
-            Out(
-                pipeline.topic("facts"),
-                where[i],
-                facts[i].key.encode(),
-                msgspec.json.encode(facts[i]),
-                ((ORIGIN, b"events/0/%d/0" % i),),
-            )
-            for i in range(start, min(start + CHUNK, count))
-        )
-    await writer.write(versions(pipeline))
-    await writer.stop()
+async def _rounds(on: Broker, kind: str, names: Sequence[str], size: int, options: Options) -> dict[str, Any]:
+    names = [name for name in names if not options.contenders or name in options.contenders]
+    names += [BEFORE] if options.against else []
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    estimator = trained(ESTIMATORS[kind], NUMBERS)
+    expected = [estimator.predict_proba_one(features(i))[True] for i in range(min(CYCLE, size))]
+    for turn in range(options.rounds):
+        declared = Declared(f"{kind}{turn}", kind)
+        pipeline = declared.pipeline()
+        peers = [plain_topic(_output(declared, name), pipeline.partitions) for name in names if name in PEERS]
+        await prepare(on, pipeline, peers)
+        await write(on, facts(pipeline, size))
+        await write(on, versions(pipeline, kind))
+        if options.against:
+            await prepare(on, declared.before().pipeline())
+            await write(on, facts(declared.before().pipeline(), size))
+            await write(on, versions(declared.before().pipeline(), kind))
+        with tempfile.NamedTemporaryFile() as file:
+            pickle.dump(estimator, file)
+            file.flush()
+            for name in rotated(names, turn):
+                runs[name].append(await _run(on, declared, name, size, file.name, expected, options))
+    return {"facts": size, **compared(runs)}
 
 
-async def score(connection: Connection, pipeline: Pipeline, count: int) -> float:
-    """Facts per second from the first fact read to the last prediction acknowledged."""
-    telemetry = Telemetry()
-    runtime = Runtime(
-        connection, pipeline, telemetry, replica="bench", transactions=True, limits=Limits(), signing_key=KEY
-    )
-    agent, stop = Score(runtime), asyncio.Event()
-    running = asyncio.create_task(agent.run(stop))
-    while written(telemetry) == 0:  # noqa: ASYNC110  seen from outside: the agent has no event for it
-        await asyncio.sleep(0.005)
-    first, began = written(telemetry), time.perf_counter()
-    while written(telemetry) < count:
-        await asyncio.sleep(0.005)
-        if running.done():
-            running.result()
-    seconds = time.perf_counter() - began
-    stop.set()
-    await running
-    return (count - first) / seconds
+def _output(declared: Declared, name: str) -> str:
+    return f"{declared.name}.{name.replace(' ', '-')}"
 
 
-def written(telemetry: Telemetry) -> int:
-    totals = (
-        sample.value
-        for metric in telemetry.registry.collect()
-        for sample in metric.samples
-        if sample.name == "riverkeeper_predictions_total"
-    )
-    return int(sum(totals))
+async def _run(
+    on: Broker,
+    declared: Declared,
+    name: str,
+    size: int,
+    estimator: str,
+    expected: Sequence[float],
+    options: Options,
+) -> dict[str, float]:
+    pipeline = declared.pipeline()
+    count = int(size * SHARES.get(name, 1.0))
+    environment = {
+        "BENCH_BROKER": on.address,
+        "BENCH_INPUT": pipeline.topic("facts"),
+        "BENCH_OUTPUT": _output(declared, name),
+        "BENCH_ESTIMATOR": estimator,
+        "BENCH_COUNT": str(count),
+        "BENCH_PARTITIONS": str(pipeline.partitions),
+    }
+    if name == "fetch":
+        return await fetched(environment)
+    if name in (OURS, BEFORE):
+        tree = options.against if name == BEFORE else ""
+        declared = declared.before() if name == BEFORE else declared
+        output = declared.pipeline().topic("predictions")
+        child = Child.agents(on, declared, "score", tree)
+    else:
+        output, child = environment["BENCH_OUTPUT"], Child.spawn(PEERS[name], environment, options.peers)
+    async with running(child), Topic(on, output, pipeline.partitions) as topic:
+        first, began, last = await topic.until(count, child)
+        rows = await topic.rows()
+    _check(name, [msgspec.json.decode(row.value, type=Said) for row in rows], expected)
+    return {
+        "rate": rate(rows),
+        "cpu us": (last.cpu - first.cpu) / max(1, count - began) * 1e6,
+        "MB at most": last.most,
+    }
 
 
-def rounds(count: int, times: int) -> None:
-    found: dict[str, list[float]] = {"four models": [], "one model": []}
-    for _ in range(times):
-        for label, pipeline in (("four models", demo.flights), ("one model", single())):
-            with KafkaCluster() as kafka:
-                connection = Connection(kafka.address)
-                asyncio.run(fill(connection, pipeline, count))
-                found[label].append(asyncio.run(score(connection, pipeline, count)))
-    for label, figures in found.items():
-        shown = ", ".join(f"{figure:,.0f}" for figure in figures)
-        sys.stdout.write(f"{label}: median {statistics.median(figures):,.0f} facts/s of {shown}\n")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--facts", type=int, default=100_000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--profile", action="store_true", help="print where the time went")
-    options = parser.parse_args()
-    configure_logging("ERROR", json=False)
-    profile = cProfile.Profile()
-    if options.profile:
-        profile.enable()
-    rounds(options.facts, options.rounds)
-    if options.profile:
-        profile.disable()
-        pstats.Stats(profile).sort_stats("tottime").print_stats(35)
-
-
-if __name__ == "__main__":
-    main()
+def _check(name: str, said: Sequence[Said], expected: Sequence[float]) -> None:
+    ids = {each.id for each in said}
+    if len(ids) != len(said):
+        raise RuntimeError(f"{name}: {len(said) - len(ids)} predictions of one fact more than once")
+    wrong = [each for each in said if abs(each.value - expected[int(each.id) % len(expected)]) > NEAR]
+    if wrong:
+        raise RuntimeError(f"{name}: {len(wrong)} of {len(said)} answers differ, such as {wrong[0]}")

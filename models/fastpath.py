@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -61,14 +62,43 @@ class Scorer:
         """Whether the estimator is one that is evaluated by numpy (single rows may still not be)."""
         return self._linear is not None
 
-    def __call__(self, rows: Sequence[Features]) -> list[Answer | Raised]:
+    def __call__(
+        self, rows: Sequence[Features], names: tuple[str, ...] | None = None
+    ) -> list[Answer | Raised]:
         """One answer per row, in order: the estimator's, not checked against any bounds.
 
+        It is asked for `names`, which every row holds; None: for all that a row holds.
         Within 1e-9 of `quality.predict`, relative to the largest term. Raises nothing: an error of
         the estimator is its row's `Raised`.
         """
+        if self._linear is not None and len(rows) >= MIN_ROWS:
+            alike = names if names is not None else _names(rows)
+            answers = self._at_once(rows, alike) if alike is not None else None
+            if answers is not None:
+                return answers
+        if names is not None:
+            rows = [{name: row[name] for name in names} for row in rows]
         if self._linear is None:
             return [self._one(row) for row in rows]
+        return self._by_shape(rows)
+
+    def _at_once(self, rows: Sequence[Features], names: tuple[str, ...]) -> list[Answer | Raised] | None:
+        """The answers if all rows have one shape, and numpy can give them all; else None."""
+        columns = _columns(rows, names)
+        kinds = [set(map(type, column)) for column in columns]
+        if any(len(each) != 1 for each in kinds):
+            return None
+        terms = self._known(tuple((name, each.pop()) for name, each in zip(names, kinds, strict=True)))
+        if terms is None:
+            return None
+        try:
+            with np.errstate(all="ignore"):
+                sums = terms.sum(dict(zip(names, columns, strict=True)), len(rows))
+        except OverflowError:
+            return None
+        return None if np.isnan(sums).any() else sums.tolist()
+
+    def _by_shape(self, rows: Sequence[Features]) -> list[Answer | Raised]:
         answers: list[Answer | Raised] = [math.nan] * len(rows)
         for shape, where in _by_shape(rows).items():
             for i, answer in zip(where, self._alike(shape, [rows[i] for i in where]), strict=True):
@@ -81,7 +111,8 @@ class Scorer:
             return map(self._one, rows)
         try:
             with np.errstate(all="ignore"):  # what is not finite is looked at by whoever serves it
-                sums = terms.sum(rows).tolist()
+                names = tuple(name for name, _ in shape)
+                sums = terms.sum(dict(zip(names, _columns(rows, names), strict=True)), len(rows)).tolist()
         except OverflowError:  # an integer beyond a float: what then is River's affair
             return map(self._one, rows)
         return (self._one(row) if math.isnan(s) else s for s, row in zip(sums, rows, strict=True))
@@ -100,6 +131,19 @@ class Scorer:
             raise
         except BaseException as error:  # noqa: BLE001 a panic in River's Rust is no Exception; it costs its row
             return Raised(error)
+
+
+def _names(rows: Sequence[Features]) -> tuple[str, ...] | None:
+    """The names that every row has, in the same order, and no other; None if rows differ."""
+    names = tuple(rows[0])
+    return names if all(tuple(row) == names for row in rows) else None
+
+
+def _columns(rows: Sequence[Features], names: tuple[str, ...]) -> list[Sequence[Scalar]]:
+    """The values of each name, in the order of the rows, of which there is at least one."""
+    if len(names) == 1:
+        return [[row[names[0]] for row in rows]]
+    return list(zip(*map(itemgetter(*names), rows), strict=True)) if names else []
 
 
 def _by_shape(rows: Sequence[Features]) -> dict[Shape, list[int]]:
@@ -334,14 +378,14 @@ class _Terms:
     lookups: tuple[tuple[str, _Lookup], ...]
     link: Callable[[Vector], Vector]
 
-    def sum(self, rows: Sequence[Features]) -> Vector:
-        total = np.full(len(rows), self.constant)
+    def sum(self, columns: Mapping[str, Sequence[Any]], count: int) -> Vector:
+        total = np.full(count, self.constant)
         for i, name in enumerate(self.names):
             # As floats first: River subtracts a mean, a float, from whatever number this is.
-            column = np.array([row[name] for row in rows], dtype=np.float64)
+            column = np.array(columns[name], dtype=np.float64)
             total += (column - self.centres[i]) * self.factors[i]
         for name, lookup in self.lookups:
-            total += np.array([lookup[row[name]] for row in rows])
+            total += np.array([lookup[value] for value in columns[name]])
         return self.link(total)
 
 

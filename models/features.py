@@ -552,6 +552,9 @@ COMPILED = "<features>"  # the file that a traceback names for compiled features
 
 def _source(kept: Sequence[_Node], outputs: Sequence[str]) -> str:
     folds = [node.name for node in kept if node.kind == "fold"]
+    numbers = [node for node in kept if node.name in outputs and _is_number(node)]
+    named = {node.name for node in numbers}
+    row = ", ".join(f"{name!r}: {'v' if name in named else 'r'}_{name}" for name in outputs)
     lines = [
         "def extract(folds, facts):",
         *(f"    s_{name}, t_{name} = folds.of({name!r})" for name in folds),
@@ -560,8 +563,9 @@ def _source(kept: Sequence[_Node], outputs: Sequence[str]) -> str:
         "        fact, key = envelope.data, envelope.key",
         *(line for name in folds for line in _read_fold(name)),
         "        try:",
-        *(line for node in kept for line in _evaluate(node, node.name in outputs)),
-        f"            row = {{{', '.join(f'{name!r}: r_{name}' for name in outputs)}}}",
+        *(line for node in kept for line in _evaluate(node, node.name in outputs and node.name not in named)),
+        *_check(numbers),
+        f"            row = {{{row}}}",
         "        except BaseException as error:",
         "            row = failure(at, error)",
         *(line for name in folds for line in _advance(name)),
@@ -578,13 +582,34 @@ def _read_fold(name: str) -> Iterator[str]:
 
 
 def _evaluate(node: _Node, is_output: bool) -> Iterator[str]:
-    yield f"            at = {node.name!r}"
+    if node.kind != "field" or is_output:  # a declared field is there
+        yield f"            at = {node.name!r}"
     if node.kind == "field":
         yield f"            v_{node.name} = fact.{node.name}"
     elif node.kind == "feature":
         yield f"            v_{node.name} = f_{node.name}({', '.join(node.arguments)})"
     if is_output:
         yield f"            r_{node.name} = scalar(v_{node.name})"
+
+
+def _is_number(node: _Node) -> bool:
+    """Whether the node is a field of the fact that is declared as a float: decoded, it is one, and finite."""
+    return node.kind == "field" and node.returns is float
+
+
+def _check(numbers: Sequence[_Node]) -> Iterator[str]:
+    """Numbers that are declared as such are looked at together: their sum is a finite float only if each
+    of them is one that a record carries. Else, and where the sum overflows, each is looked at by itself."""
+    if not numbers:
+        return
+    yield "            try:"
+    yield f"                total = {' + '.join(['0.0', *(f'v_{node.name}' for node in numbers)])}"
+    yield "            except (TypeError, OverflowError):"
+    yield "                total = None"
+    yield "            if type(total) is not float or not lowest < total < highest:"
+    for node in numbers:
+        yield f"                at = {node.name!r}"
+        yield f"                v_{node.name} = scalar(v_{node.name})"
 
 
 def _advance(name: str) -> Iterator[str]:
@@ -598,6 +623,7 @@ def _advance(name: str) -> Iterator[str]:
 
 def _compiled(source: str, kept: Sequence[_Node]) -> Extract:
     scope: dict[str, Any] = {"unseen": UNSEEN, "scalar": _scalar, "state": _state, "failure": _failure}
+    scope |= {"lowest": -math.inf, "highest": math.inf}
     scope |= {f"f_{node.name}": node.function for node in kept}
     # Decoding gives every key a start of its own, and cannot fail.
     scope |= {f"start_{n.name}": partial(msgspec.json.decode, n.start) for n in kept if n.kind == "fold"}

@@ -11,11 +11,13 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
+
 from ..topics.messages import Answer, Features, Moments, Reason, Source, State
 from .fastpath import Raised, Scorer
 from .features import FeatureFailure
 from .gate import LIMIT_US
-from .pipeline import CONSTANT, Pipeline
+from .pipeline import CONSTANT, Bounds, Pipeline
 from .routing import Route, Routing
 
 ASKED_STATES = frozenset({State.LIVE, State.SHADOW, State.PROBATION})
@@ -171,14 +173,20 @@ def answer(
         fallback = None
     count = len(rows) if in_time is None else len(in_time)
     late = _late(pressure, in_time, len(rows), clock() + (pressure.batches - 1) * count * pressure.ask)
+    baselines = fallback.good if fallback else {}
+    trusted = {model: each for model, each in said.items() if _may_serve(pipeline, view, each)}
     served = []
     for i, model in enumerate(asked):
-        baseline = fallback.good.get(i) if fallback else None
-        served.append(_served(pipeline, view, said.get(model), i, model, rows[i], baseline, i in late))
+        each = trusted.get(model)
+        value = each.good.get(i) if each is not None and i not in late else None
+        if each is not None and value is not None:
+            each.observed.served += 1
+            number = each.version.version
+            served.append(Served(value, Source.MODEL, "", model, model, number, baselines.get(i)))
+        else:
+            baseline = baselines.get(i)
+            served.append(_instead(pipeline, view, said.get(model), i, model, rows[i], baseline, i in late))
     observed = {model: each.observed for model, each in said.items()}
-    for each in served:
-        if each.source is Source.MODEL:
-            observed[each.model].served += 1
     return Answers(served, _shadows(pipeline, view, said), observed, spared, count)
 
 
@@ -247,26 +255,12 @@ def warming(pipeline: Pipeline, version: Serving) -> bool:
 def _ask(
     pipeline: Pipeline, version: Serving, where: Sequence[int], rows: Rows, clock: Callable[[], float]
 ) -> _Said:
-    names = pipeline.model_features[version.model]
-    whole = len(names) == len(pipeline.graph.wanted)
-    asked: list[Features] = []
-    for i in where:
-        row = rows[i]
-        assert not isinstance(row, FeatureFailure)
-        asked.append(row if whole else {name: row[name] for name in names})
     began = clock()
-    answers = _in_time(version.scorer, asked, clock)
+    asked: Sequence[Features] = rows if len(where) == len(rows) else [rows[i] for i in where]  # type: ignore[assignment,misc]  # none of them failed
+    answers = _in_time(version.scorer, asked, pipeline.model_features[version.model], clock)
     seconds = clock() - began
-    good: dict[int, Answer] = {}
     bad: dict[int, Reason] = dict.fromkeys(where[len(answers) :], Reason.TOO_SLOW)
-    admits = pipeline.bounds.admits
-    for i, each in zip(where, answers, strict=False):
-        if isinstance(each, Raised):
-            bad[i] = Reason.RAISED
-        elif admits(each):
-            good[i] = each
-        else:
-            bad[i] = Reason.OUT_OF_BOUNDS
+    good = _good(pipeline.bounds, where, answers, bad)
     raised = sum(reason is not Reason.OUT_OF_BOUNDS for reason in bad.values())
     observed = Observed(
         version=version.version,
@@ -280,22 +274,47 @@ def _ask(
     return _Said(version, good, bad, observed)
 
 
+def _good(
+    bounds: Bounds, where: Sequence[int], answers: Sequence[Answer | Raised], bad: dict[int, Reason]
+) -> dict[int, Answer]:
+    """The answers that may be served, by place; `bad` takes those that may not."""
+    if not bad and set(map(type, answers)) == {float}:
+        numbers = np.array(answers)
+        if ((numbers >= bounds.low) & (numbers <= bounds.high) & np.isfinite(numbers)).all():
+            return dict(zip(where, answers, strict=True))  # type: ignore[arg-type]  # floats, all of them
+    good: dict[int, Answer] = {}
+    for i, each in zip(where, answers, strict=False):
+        if isinstance(each, Raised):
+            bad[i] = Reason.RAISED
+        elif bounds.admits(each):
+            good[i] = each
+        else:
+            bad[i] = Reason.OUT_OF_BOUNDS
+    return good
+
+
 def _in_time(
-    scorer: Scorer, rows: Sequence[Features], clock: Callable[[], float]
+    scorer: Scorer, rows: Sequence[Features], names: tuple[str, ...], clock: Callable[[], float]
 ) -> Sequence[Answer | Raised]:
     """The answers to the first rows: to all of them, unless the estimator is slower than the gate allows."""
     if scorer.fast:
-        return scorer(rows)
+        return scorer(rows, names)
     answers: list[Answer | Raised] = []
     limit = clock() + GRACE
     for start in range(0, len(rows), SLICE):
-        answers += scorer(rows[start : start + SLICE])
+        answers += scorer(rows[start : start + SLICE], names)
         if clock() > limit + len(answers) * LIMIT_US / 1e6:
             break
     return answers
 
 
-def _served(
+def _may_serve(pipeline: Pipeline, view: View, said: _Said) -> bool:
+    """Whether the model's good answers may be served, as far as that does not depend on the fact."""
+    live = view.routing.routes[said.version.model].state is State.LIVE
+    return view.lease and live and not warming(pipeline, said.version)
+
+
+def _instead(
     pipeline: Pipeline,
     view: View,
     said: _Said | None,
@@ -305,10 +324,8 @@ def _served(
     baseline: Answer | None,
     late: bool,
 ) -> Served:
+    """What is served in the model's place."""
     reason = _why_not(pipeline, view, said, i, model, row, late)
-    if not reason:
-        assert said is not None
-        return Served(said.good[i], Source.MODEL, "", model, model, said.version.version, baseline)
     if baseline is not None:
         version = view.versions[pipeline.fallback].version
         return Served(baseline, Source.FALLBACK, reason, model, pipeline.fallback, version, baseline)
@@ -324,7 +341,7 @@ def _why_not(
     row: Features | FeatureFailure,
     late: bool,
 ) -> str:
-    """Why the model does not answer this fact; "" if it does."""
+    """Why the model does not answer this fact."""
     if isinstance(row, FeatureFailure):
         return Reason.FEATURE_FAILED.value
     if not view.lease:
@@ -337,8 +354,7 @@ def _why_not(
         return Reason.NO_VERSION.value
     if warming(pipeline, said.version):
         return Reason.WARMING.value
-    reason = said.bad.get(i)
-    return reason.value if reason is not None else ""
+    return said.bad[i].value
 
 
 def _shadows(pipeline: Pipeline, view: View, said: Mapping[str, _Said]) -> list[Shadow]:
@@ -356,13 +372,15 @@ def _shadows(pipeline: Pipeline, view: View, said: Mapping[str, _Said]) -> list[
 def moments(numbers: Sequence[float]) -> Moments:
     if not numbers:
         return Moments()
-    return Moments(
-        count=len(numbers),
-        total=sum(numbers),
-        squares=sum(n * n for n in numbers),
-        low=min(numbers),
-        high=max(numbers),
-    )
+    column = np.array(numbers, dtype=np.float64)
+    with np.errstate(over="ignore"):
+        return Moments(
+            count=len(numbers),
+            total=float(column.sum()),
+            squares=float(column @ column),
+            low=float(column.min()),
+            high=float(column.max()),
+        )
 
 
 def merged(a: Moments, b: Moments) -> Moments:

@@ -320,8 +320,9 @@ async def _deliver(producer: AIOKafkaProducer, outs: Iterable[Out]) -> int | Non
     """The append time of the last batch, if the topic takes the broker's."""
     appended = None
     waiting: dict[tuple[str, int], list[BatchBuilder]] = defaultdict(list)
+    now = int(time.time() * 1000)
     for out in outs:
-        _append(producer, waiting[out.topic, out.partition], out)
+        _append(producer, waiting[out.topic, out.partition], out, now)
     try:
         while waiting:
             round_ = {place: batches.pop(0) for place, batches in waiting.items()}
@@ -332,21 +333,18 @@ async def _deliver(producer: AIOKafkaProducer, outs: Iterable[Out]) -> int | Non
     return appended
 
 
-def _append(producer: AIOKafkaProducer, batches: list[BatchBuilder], out: Out) -> None:
-    if batches and _fits(batches[-1], out):
+def _append(producer: AIOKafkaProducer, batches: list[BatchBuilder], out: Out, now: int) -> None:
+    if batches and _fits(batches[-1], out, now):
         return
     batches.append(producer.create_batch())
-    if not _fits(batches[-1], out):
+    if not _fits(batches[-1], out, now):
         raise DeliveryError(
             f"{out.topic}/{out.partition}: a record of {len(out.value or b'')} bytes fits no batch"
         )
 
 
-def _fits(batch: BatchBuilder, out: Out) -> bool:
-    added = batch.append(
-        key=out.key, value=out.value, timestamp=int(time.time() * 1000), headers=list(out.headers)
-    )
-    return added is not None
+def _fits(batch: BatchBuilder, out: Out, now: int) -> bool:
+    return batch.append(key=out.key, value=out.value, timestamp=now, headers=list(out.headers)) is not None
 
 
 async def _deliver_round(

@@ -480,6 +480,46 @@ def test_every_row_can_be_encoded_and_comes_back(value: Any) -> None:
     assert isinstance(row, FeatureFailure) or msgspec.json.decode(msgspec.json.encode(row)) == row
 
 
+class Pair(Fact, frozen=True):
+    origin: str
+    left: float
+    right: float
+
+
+def pairs(*values: tuple[Any, Any]) -> list[Features | FeatureFailure]:
+    """Rows of facts as they are given: a decoder would let only finite floats through."""
+    graph = Graph.resolve("pairs", ["left", "right"], ["left", "right"], Pair, "origin")
+    at = datetime(2013, 1, 1, tzinfo=UTC)
+    facts = [Pair(origin="o", left=left, right=right) for left, right in values]
+    return graph.extract(
+        FoldState(), [Envelope(id="i", type="pair", time=at, key="o", data=fact) for fact in facts]
+    )
+
+
+def test_fields_whose_sum_overflows_are_carried_all_the_same() -> None:
+    assert pairs((1.5e308, 1.5e308), (1.0, -0.0)) == [
+        {"left": 1.5e308, "right": 1.5e308},
+        {"left": 1.0, "right": -0.0},
+    ]
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf, -math.inf, object(), [1.0], 10**400])
+def test_a_field_that_no_record_carries_is_named_whatever_stands_beside_it(wrong: Any) -> None:
+    for values, named in (((wrong, 1.0), "left"), ((1.0, wrong), "right"), ((math.inf, -math.inf), "left")):
+        (failed,) = pairs(values)
+        assert isinstance(failed, FeatureFailure) and failed.feature == named
+
+
+def test_a_field_that_is_no_float_is_carried_as_what_it_is() -> None:
+    assert pairs((None, 1.0), (np.float64(2.0), 3), (True, "text")) == [
+        {"left": None, "right": 1.0},
+        {"left": 2.0, "right": 3},
+        {"left": True, "right": "text"},
+    ]
+    (row,) = pairs((np.float64(2.0), 1.0))
+    assert isinstance(row, dict) and type(row["left"]) is float
+
+
 def test_an_intermediate_that_is_not_finite_is_no_failure() -> None:
     @feature
     def ratio(delay: float) -> float:

@@ -36,10 +36,10 @@ class Sleeps(Says):
         super().__init__(*answers)
         self._clock, self._seconds = clock, seconds
 
-    def __call__(self, rows: Sequence[Features]) -> list[Answer | Raised]:
+    def __call__(self, rows: Sequence[Features], names: tuple[str, ...]) -> list[Answer | Raised]:
         done = sum(map(len, self.rows))
         self._clock.seconds += sum(self._seconds(done + i) for i in range(len(rows)))
-        return super().__call__(rows)
+        return super().__call__(rows, names)
 
 
 def served_by(model: str, scorer: Says, us: float | None = None) -> Serving:

@@ -58,8 +58,8 @@ class Says:
         self.answers = answers
         self.rows: list[Sequence[Features]] = []
 
-    def __call__(self, rows: Sequence[Features]) -> list[Answer | Raised]:
-        self.rows.append(rows)
+    def __call__(self, rows: Sequence[Features], names: tuple[str, ...]) -> list[Answer | Raised]:
+        self.rows.append([{name: row[name] for name in names} for row in rows])
         return [self.answers[i % len(self.answers)] for i in range(len(rows))]
 
 

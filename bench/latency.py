@@ -1,0 +1,109 @@
+"""Milliseconds from an event's time to its prediction on `predictions`, at steady rates.
+
+Two hops through Kafka: ingest and score share one process, join and learn another, while versions are
+learned and swapped. Append times are whole milliseconds, so every figure is up to one too low.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import msgspec
+
+from bench.harness import (
+    Broker,
+    Child,
+    Options,
+    Row,
+    Topic,
+    broker,
+    manifests,
+    medians,
+    percentile,
+    prepare,
+    running,
+    write,
+)
+from bench.work import Declared, versions
+
+WARMING = 0.2  # share of a run, or 5 s, that is left out: connections and caches
+EMBEDDED_EVENTS = 20_000  # whose predictions the embedded broker still holds at the end
+
+
+class Timed(msgspec.Struct):
+    """What both a fact and its prediction say."""
+
+    id: str
+    time: datetime
+
+
+async def measure(options: Options) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    with broker("kafka") as on:
+        for rate in options.rates:
+            runs = [await _run(on, rate, options.seconds, turn) for turn in range(options.rounds)]
+            found[f"kafka, {rate}/s"] = medians(runs)
+    with broker("embedded") as on:
+        rate = options.rates[0]
+        seconds = min(options.seconds, EMBEDDED_EVENTS / rate)
+        found[f"embedded, {rate}/s"] = medians([await _run(on, rate, seconds, 0)])
+    return found
+
+
+async def _run(on: Broker, rate: int, seconds: float, turn: int) -> dict[str, float]:
+    declared = Declared(f"latency{rate}-{turn}", every=2_000)
+    pipeline = declared.pipeline()
+    await prepare(on, pipeline)
+    await write(on, versions(pipeline))
+    count = int(rate * seconds)
+    serving = Child.agents(on, declared, "ingest,score")
+    learning = Child.agents(on, declared, "join,learn")
+    async with running(serving), running(learning):
+        await serving.until_at_work()
+        await learning.until_at_work()
+        load = {**declared.environment(), "BENCH_BROKER": on.address}
+        producer = Child.spawn(
+            ["bench.load"], {**load, "BENCH_RATE": str(rate), "BENCH_SECONDS": str(seconds)}
+        )
+        before = serving.used(), learning.used()
+        async with running(producer), Topic(on, pipeline.topic("predictions"), pipeline.partitions) as topic:
+            await topic.until(count, serving, looks=0.25)
+            predictions = await topic.rows()
+        after = serving.used(), learning.used()
+        async with Topic(on, pipeline.topic("facts"), pipeline.partitions) as topic:
+            facts = await topic.rows()
+        async with Topic(on, pipeline.topic("models"), pipeline.model_partitions) as topic:
+            published = len(manifests(await topic.rows()))
+    return {
+        **figures(predictions, facts, min(5.0, WARMING * seconds)),
+        "versions published": float(published),
+        "cpu us, ingest and score": (after[0].cpu - before[0].cpu) / count * 1e6,
+        "cpu us, join and learn": (after[1].cpu - before[1].cpu) / count * 1e6,
+        "MB, ingest and score": after[0].most,
+        "MB, join and learn": after[1].most,
+    }
+
+
+def figures(predictions: Sequence[Row], facts: Sequence[Row], left_out: float) -> dict[str, float]:
+    """Percentiles of the whole way and of its two hops, in ms, without the first `left_out` seconds."""
+    said = {each.id: (each.time.timestamp() * 1000, row.ms) for row in predictions for each in [_timed(row)]}
+    written = {_timed(row).id: row.ms for row in facts}
+    start = min(due for due, _ in said.values()) + left_out * 1000
+    ways, firsts, seconds = [], [], []
+    for id, (due, at) in said.items():
+        if due >= start and id in written:
+            ways.append(at - due)
+            firsts.append(written[id] - due)
+            seconds.append(float(at - written[id]))
+    found = {}
+    for name, values in (("event to prediction", ways), ("to fact", firsts), ("fact to prediction", seconds)):
+        values.sort()
+        for share, called in ((0.5, "p50"), (0.99, "p99"), (0.999, "p99.9")):
+            found[f"{name}, {called} ms"] = percentile(values, share)
+    return {**found, "event to prediction, most ms": ways[-1], "predictions": float(len(ways))}
+
+
+def _timed(row: Row) -> Timed:
+    return msgspec.json.decode(row.value, type=Timed)

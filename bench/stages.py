@@ -1,0 +1,165 @@
+"""Where each microsecond of score, ingest and learn goes: the stages of their steps, without a broker.
+
+Each stage is timed by itself over the same batches, in processor time. What is missing to the whole process's
+microseconds (parts score, ingest and learn) is aiokafka's fetching and sending, and the event loop.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+from aiokafka import TopicPartition
+from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.structs import ConsumerRecord
+
+from bench.harness import Options, medians
+from bench.work import (
+    ESTIMATORS,
+    KEY,
+    NUMBERS,
+    Declared,
+    baseline,
+    events,
+    examples,
+    facts,
+    trained,
+)
+from riverkeeper.agents.agent import Runtime
+from riverkeeper.agents.ingest import Ingest, IngestWork, Parser, RecentIds
+from riverkeeper.agents.score import Score, ScoreWork
+from riverkeeper.models import fastpath
+from riverkeeper.models.features import FoldState
+from riverkeeper.models.quality import learn
+from riverkeeper.models.serving import Serving, View, answer
+from riverkeeper.models.version import interned
+from riverkeeper.process import spare_the_collector
+from riverkeeper.topics.connection import Connection
+from riverkeeper.topics.log import BATCH_BYTES, Out
+from riverkeeper.topics.messages import Example, Features
+from riverkeeper.topics.partition import partitions
+from riverkeeper.topics.store import Progress
+from riverkeeper.topics.telemetry import Telemetry
+
+BATCH = 2_000  # records, as agents take them at most
+BATCHES = 20
+
+
+async def measure(options: Options) -> dict[str, Any]:
+    spare_the_collector()
+    batches = BATCHES if options.size > 10_000 else 1
+    runs: dict[str, list[dict[str, float]]] = {"score": [], "ingest": [], "learn": []}
+    for _ in range(options.rounds * batches):
+        runs["score"].append(_score())
+        runs["ingest"].append(_ingest())
+        runs["learn"].append(_learn())
+    return {f"{agent}, us a record": medians(found) for agent, found in runs.items()}
+
+
+class Clock:
+    """Processor microseconds a record, stage by stage."""
+
+    def __init__(self) -> None:
+        self.stages: dict[str, float] = {}
+
+    def __call__(self, stage: str, work: Callable[[], Any]) -> Any:
+        began = time.process_time()
+        made = work()
+        self.stages[stage] = (time.process_time() - began) / BATCH * 1e6
+        return made
+
+
+def _runtime(declared: Declared) -> Runtime:
+    connection = Connection("127.0.0.1:1")  # which nobody uses
+    pipeline = declared.pipeline()
+    return Runtime(
+        connection, pipeline, Telemetry(), replica="stages", transactions=True, signing_key=KEY.encode()
+    )
+
+
+def _records(outs: Sequence[Out]) -> tuple[TopicPartition, list[ConsumerRecord]]:
+    tp, now = TopicPartition(outs[0].topic, 0), int(time.time() * 1000)
+    sizes = [(len(out.key or b""), len(out.value or b"")) for out in outs]
+    return tp, [
+        ConsumerRecord(tp.topic, 0, i, now, 1, out.key, out.value, None, *size, tuple(out.headers))
+        for i, (out, size) in enumerate(zip(outs, sizes, strict=True))
+    ]
+
+
+def _appended(outs: Sequence[Out]) -> None:
+    batch = BatchBuilder(BATCH_BYTES, 0)
+    for out in outs:
+        headers = list(out.headers)
+        if batch.append(key=out.key, value=out.value, timestamp=0, headers=headers) is None:
+            batch = BatchBuilder(BATCH_BYTES, 0)
+            batch.append(key=out.key, value=out.value, timestamp=0, headers=headers)
+
+
+def _score() -> dict[str, float]:
+    runtime, clock = _runtime(Declared("stages")), Clock()
+    pipeline, agent = runtime.pipeline, Score(runtime)
+    tp, records = _records(list(facts(pipeline, BATCH)))
+    progress = Progress({tp: 0}, frozenset([tp.topic]))
+    work = ScoreWork(agent, progress, FoldState(), fresh=True)
+    first = fastpath.compile("binary", trained(ESTIMATORS["linear"], NUMBERS))
+    spare = fastpath.compile("binary", trained(baseline, ("x0",)))
+    serving = {
+        "first": Serving("first", 1, 0, 3_000, first),
+        "baseline": Serving("baseline", 1, 0, 3_000, spare, 5.0),
+    }
+    view = View(agent.verdicts.routing, serving, lease=True)
+    admitted = clock("origin: what was not read before", lambda: progress.admit(tp, records))
+    decoded, _ = clock("decode and validate", lambda: work._decoded(admitted))
+    envelopes = [envelope for _, envelope in decoded]
+    rows = clock("features", lambda: pipeline.graph.extract(FoldState(), envelopes))
+    ids = [envelope.id for envelope in envelopes]
+    answers = clock(
+        "both models, bounds, who answers", lambda: answer(pipeline, view, ids, rows, time.monotonic)
+    )
+    keys = work._join_keys(decoded)
+    encoded = [key.encode() for key in keys]
+    where = clock("partition", lambda: partitions(encoded, pipeline.partitions))
+    outs = clock(
+        "lineage, origin, encode",
+        lambda: work._predictions(tp, decoded, rows, answers, view, keys, encoded, where),
+    )
+    clock("into batches", lambda: _appended(outs))
+    work._written.append(([record.timestamp for record in records], answers))
+    clock("telemetry and vitals", work.delivered)
+    return {"in all": sum(clock.stages.values()), **clock.stages}
+
+
+def _ingest() -> dict[str, float]:
+    runtime, clock = _runtime(Declared("stages")), Clock()
+    pipeline, agent = runtime.pipeline, Ingest(runtime)
+    tp, records = _records(list(events(pipeline, BATCH)))
+    assert pipeline.dedupe is not None
+    recent, parser = RecentIds(pipeline.dedupe), Parser(pipeline)
+    work = IngestWork(agent, Progress({tp: 0}), recent, fresh=True)
+    parsed = clock("parse, validate, encode", lambda: [parser.parse(record) for record in records])
+    pairs = list(zip(records, parsed, strict=True))
+    clock("dedupe, size", lambda: [work._checked(record, made) for record, made in pairs])
+    outs = clock("partition, origin", lambda: work._outs(tp, pairs))
+    clock("into batches", lambda: _appended(outs))
+    clock("ids to the store", work.changes)
+    return {"in all": sum(clock.stages.values()), **clock.stages}
+
+
+def _learn() -> dict[str, float]:
+    pipeline, clock = Declared("stages").pipeline(), Clock()
+    values = [out.value or b"" for out in examples(pipeline, BATCH)]
+    decoder = msgspec.json.Decoder(Example)
+    found = clock("decode", lambda: [decoder.decode(value) for value in values])
+    rows = clock("texts made one", lambda: [interned(example.features) for example in found])
+    scorer = fastpath.Scorer("binary", trained(ESTIMATORS["linear"], NUMBERS, 100))
+    clock("error of what is published", lambda: scorer([example.features for example in found]))
+    clock("River's learn_one", lambda: _taught(rows, found))
+    return {"in all": sum(clock.stages.values()), **clock.stages}
+
+
+def _taught(rows: Sequence[Features], found: Sequence[Example]) -> None:
+    estimator = ESTIMATORS["linear"]()
+    for row, example in zip(rows, found, strict=True):
+        learn("binary", estimator, row, example.label)
