@@ -28,8 +28,8 @@ from tests.topics.logs import writing
 REMEDIES = [
     Remedy(
         "topics/store.py",
-        "            if (offset, n) > seen.get(source, (-1, -1)):\n",
-        "            if offset > seen.get(source, (-1, -1))[0]:\n",
+        "            if at > seen.get(source, NOTHING_SEEN):\n",
+        "            if at[0] > seen.get(source, NOTHING_SEEN)[0]:\n",
         what="the order of (offset, n)",
     ),
     Remedy(

@@ -71,7 +71,7 @@ def _linear() -> Any:
 
 ESTIMATORS: dict[str, Callable[[], Any]] = {
     "linear": _linear,
-    "tree": lambda: tree.HoeffdingTreeRegressor(grace_period=20),
+    "tree": lambda: tree.SGTRegressor(grace_period=20),
     "forest": lambda: _numbers() | forest.ARFRegressor(n_models=3, seed=7, grace_period=20),
     "passive": lambda: preprocessing.OneHotEncoder() | linear_model.PARegressor(),  # type: ignore[no-untyped-call]
 }

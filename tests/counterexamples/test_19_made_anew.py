@@ -75,7 +75,8 @@ async def test_a_topic_made_anew_under_its_name_is_not_taken_for_the_old_one(rea
         async with ByHand(Ingest(runtime(pipeline, real, limits=BY_HAND))) as ingest:
             await ingest.take_over(0)
             assert ingest.session.owners == {}
-            assert ingest.session.stopped == {
-                0: f"{events.topic}/0 at {READ}: the log no longer holds this offset"
-            }
+            assert list(ingest.session.stopped) == [0]
+            assert ingest.session.stopped[0].startswith(
+                f"{events.topic}/0 at {READ}: the log no longer holds"
+            )
         assert await fact_ids(real, pipeline) == list(range(READ))

@@ -29,8 +29,8 @@ from tests.topics.logs import until, writing
 REMEDIES = [
     Remedy(
         "topics/store.py",
-        "            if (offset, n) > seen.get(source, (-1, -1)):\n",
-        "            if offset >= 0:\n",
+        "            if at > seen.get(source, NOTHING_SEEN):\n",
+        "            if at >= NOTHING_SEEN:\n",
         what="what is not greater is a copy",
     ),
     Remedy(

@@ -44,8 +44,8 @@ REMEDIES = [
         also=(
             Remedy(
                 "agents/ingest.py",
-                "        if record_bytes(parsed.key, parsed.value, ORIGIN_ROOM) > MAX_RECORD_BYTES:\n",
-                "        if record_bytes(parsed.key, parsed.value, ORIGIN_ROOM) > 10 * MAX_RECORD_BYTES:\n",
+                "        if FACT_ROOM + len(parsed.key) + len(parsed.value) > MAX_RECORD_BYTES:\n",
+                "        if FACT_ROOM + len(parsed.key) + len(parsed.value) > 10 * MAX_RECORD_BYTES:\n",
             ),
         ),
         what="refused beforehand",

@@ -26,7 +26,7 @@ class Bug:
 BUGS = {
     "no_origin_check": Bug(
         "a reader admits every copy of a cause's outputs",
-        Remedy("topics/store.py", "if (offset, n) > seen.get(source, (-1, -1)):", "if True:"),
+        Remedy("topics/store.py", "if at > seen.get(source, NOTHING_SEEN):", "if True:"),
     ),
     "early_checkpoint": Bug(
         "a checkpoint is begun before the outputs below it are acknowledged",
