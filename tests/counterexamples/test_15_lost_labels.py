@@ -53,7 +53,7 @@ REMEDIES = [
         "agents/join.py",
         '        room = {"predictions": self.waiting < self._limit}\n',
         """        while self.waiting > self._limit:
-            self._give_up(self._queue.popleft())
+            self._give_up()
         room = {"predictions": True}
 """,
         what="a full side pauses and drops nothing",
