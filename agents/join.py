@@ -47,6 +47,7 @@ class Label(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 
 _label = msgspec.json.Decoder(Label)
+_encode = msgspec.json.Encoder().encode
 
 
 class Matcher:
@@ -71,14 +72,19 @@ class Matcher:
         self._met: Line[bytes] = Line([])  # of outcomes that joined, in that order
         self._gone: Line[bytes] = Line([])
         self._dirty: dict[bytes, bytes | None] = {}  # in the order of the changes: `restore` relies on it
+        self._predicted_ms = self._came_true_ms = 0  # greatest append time of each side
+        self._look = True  # something may be over that is not, by a clock that stands still
         self.early = 0
-        self.clock = {"predictions": 0, "outcomes": 0}  # greatest append time of each side, ms
         self.fates: Counter[Fate] = Counter()
         self.missing = 0  # predictions whose outcome never came
 
     @property
     def waiting(self) -> int:
         return len(self._pending)
+
+    @property
+    def clock(self) -> dict[str, int]:
+        return {"predictions": self._predicted_ms, "outcomes": self._came_true_ms}
 
     def open_sides(self) -> set[str]:
         """The sides that may be read on: a full one waits for the other, and drops nothing."""
@@ -91,12 +97,12 @@ class Matcher:
 
         `record` is what the store holds of it, `kept` what comes back with its outcome.
         """
-        if at > self.clock["predictions"]:
-            self.clock["predictions"] = at
-        self._expire()
+        if at > self._predicted_ms or self._look:
+            self._predicted_ms = max(at, self._predicted_ms)
+            self._expire()
         known = self._labels.get(key)
         if known is None:
-            where = self._pending.add(key, kept, self.clock["predictions"], offset)
+            where = self._pending.add(key, kept, self._predicted_ms, offset)
             self._dirty[WAITING + where] = record
             return None
         label = _label.decode(known)
@@ -104,16 +110,16 @@ class Matcher:
             self.fates[Fate.JOINED] += 1
             self.early -= 1
             self._set_label(key, label.value, label.at, joined=True)
-            self._met.push(label.at, key)
+            self._remember(key, label.at)
             if len(self._early) > 2 * self.early + SETTLED:
                 self._early.sweep(self._waits)
         return label
 
     def come_true(self, key: bytes, value: LabelValue, at: int) -> list[bytes]:
         """An outcome arrives: what was kept of the predictions that waited for it, in their order."""
-        if at > self.clock["outcomes"]:
-            self.clock["outcomes"] = at
-        self._expire()
+        if at > self._came_true_ms or self._look:
+            self._came_true_ms = max(at, self._came_true_ms)
+            self._expire()
         known = self._labels.get(key)
         if known is not None:
             self._again(key, _label.decode(known), value)
@@ -122,16 +128,16 @@ class Matcher:
         if not met and key in self._left:
             self.fates[Fate.LATE] += 1
             return []
-        self._set_label(key, value, self.clock["outcomes"], joined=bool(met))
+        self._set_label(key, value, self._came_true_ms, joined=bool(met))
         if not met:
             self.fates[Fate.EARLY] += 1
-            self._early.push(self.clock["outcomes"], key)
+            self._early.push(self._came_true_ms, key)
             self.early += 1
             return []
         self.fates[Fate.JOINED] += 1
-        self._met.push(self.clock["outcomes"], key)
+        self._remember(key, self._came_true_ms)
         for where, _ in met:
-            self._change(WAITING + where, None)
+            self._dirty[WAITING + where] = None
         return [kept for _, kept in met]
 
     def _again(self, key: bytes, label: Label, value: LabelValue) -> None:
@@ -143,8 +149,14 @@ class Matcher:
             self._set_label(key, value, label.at, joined=False)
 
     def _set_label(self, key: bytes, value: LabelValue, at: int, *, joined: bool) -> None:
-        self._labels[key] = label = msgspec.json.encode((value, at, joined))  # a Label
+        self._labels[key] = label = _encode((value, at, joined))  # a Label
         self._change(LABEL + key, label)
+
+    def _remember(self, key: bytes, at: int) -> None:
+        self._met.push(at, key)
+        if len(self._met) > self._limit * OUTCOMES_PER_PREDICTION:
+            self._drop_label(*self._met.pop(), joined=True)
+            self._look = True
 
     def _change(self, key: bytes, value: bytes | None) -> None:
         self._dirty.pop(key, None)
@@ -152,20 +164,21 @@ class Matcher:
 
     def _expire(self) -> None:
         """Lets go of what the other side has passed: one that lags, or is paused, loses nothing."""
-        unmet = self.clock["outcomes"] - self._within
+        unmet = self._came_true_ms - self._within
         while self._pending.line.first < unmet:
             self._give_up()
-        unasked = self.clock["predictions"] - self._within
+        unasked = self._predicted_ms - self._within
         while self._early.first < unasked:
             self._drop_label(*self._early.pop(), joined=False)
-        room = self._limit * OUTCOMES_PER_PREDICTION
-        while self._met.first < unasked or len(self._met) > room:
+        while self._met.first < unasked:
             self._drop_label(*self._met.pop(), joined=True)
         while self._gone.first < unmet - self._within:
             at, key = self._gone.pop()
             if self._left.get(key) == at:
                 del self._left[key]
                 self._change(GONE + key, None)
+        # So far behind the other, a side's next is over as it comes.
+        self._look = self._predicted_ms < unmet or self._came_true_ms < unasked
 
     def _give_up(self) -> None:
         at = self._pending.line.first
@@ -210,7 +223,7 @@ class Matcher:
 
         `keep` tells of a prediction's record its key, and what is to be kept of it.
         """
-        self.clock.update(clock)
+        self._predicted_ms, self._came_true_ms = clock.get("predictions", 0), clock.get("outcomes", 0)
         early: list[tuple[int, bytes]] = []
         for name, value in table.items():
             key = name[len(LABEL) :]
@@ -252,7 +265,6 @@ class JoinWork(Tracked):
         self._examples_topic = self._pipeline.topic("examples")
         self._packing = Packing()
         self._outcome = msgspec.json.Decoder(Envelope[self._pipeline.outcomes])  # type: ignore[name-defined]
-        self._encode = msgspec.json.Encoder().encode
         self._examples = 0
         self._since_ms = agent.runtime.now_ms()
 
@@ -306,7 +318,7 @@ class JoinWork(Tracked):
         return [self._packing.example(outcome.key, kept, label) for kept in met]
 
     def _out(self, record: Record, origin: bytes, example: Example) -> Out:
-        key, value = example.key.encode(), self._encode(example)
+        key, value = example.key.encode(), _encode(example)
         if EXAMPLE_ROOM + len(key) + len(value) > MAX_RECORD_BYTES:
             bad = BadRecord(
                 ErrorCode.TOO_LARGE, f"{len(value)} bytes as an example; {MAX_RECORD_BYTES} are the limit"
@@ -317,7 +329,7 @@ class JoinWork(Tracked):
         return Out(self._examples_topic, self._partition, key, value, ((ORIGIN, origin),))
 
     def changes(self) -> list[Entry]:
-        clock = msgspec.json.encode(self._matcher.clock)
+        clock = _encode(self._matcher.clock)
         return [*self._matcher.changes(), (CLOCK_KEY, clock)]
 
     def vitals(self) -> list[Vitals]:

@@ -87,7 +87,9 @@ class Packing:
         self.decode = msgspec.json.Decoder(Served).decode
         self._pack = msgspec.msgpack.Encoder().encode
         self._unpack = msgspec.msgpack.Decoder(Packed).decode
-        self._numbers: dict[tuple[str, str, tuple[str, ...]], int] = {}
+        self._numbers: dict[
+            tuple[str, str, tuple[str, ...]], int
+        ] = {}  # model, fingerprint, names of features
         self._kinds: list[Kind] = []
 
     def pack(self, served: Served, record: bytes) -> bytes:
