@@ -7,21 +7,23 @@ partition; never on a clock. Times here are the log's append times.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import orjson
 from aiokafka import TopicPartition
+from msgspec import UNSET
 
 from ..models.pipeline import Dedupe, Pipeline
 from ..topics.cloudevents import Event, decode, loads
 from ..topics.log import MAX_RECORD_BYTES, Out, Record, record_bytes
-from ..topics.messages import BadRecord, Envelope, ErrorCode, Fact
+from ..topics.messages import UNREADABLE, BadRecord, Envelope, ErrorCode, Fact
 from ..topics.partition import partitions
 from ..topics.store import ORIGIN, ORIGIN_ROOM, Inspector, Progress
 from .agent import Agent, Entry, Table
+from .onepass import Read, one_pass
 from .work import Tracked, check_store, dead_letter, resume
 
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # before the log's own clock there is no event
@@ -30,6 +32,10 @@ MAX_KEY_BYTES = 1_024  # of key and join field: a prediction holds both, and the
 MAX_ID_CHARS = 512  # a million remembered ids stay below 1 GB
 IDS_PER_ENTRY = 250  # ids in one record of the store: 0.8 MB if each is the longest and all is escaped
 IDS_PREFIX = b"ids/"
+ID = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_CHARS)]
+MAX_OTHERWISE = (
+    1_000  # more events that one pass would not do for than those it did: it is not tried any longer
+)
 FACT_ROOM = record_bytes(None, None, ORIGIN_ROOM)  # of a record to write, beside key and value
 
 
@@ -51,6 +57,15 @@ class _Route(NamedTuple):
     placed_by: tuple[str, ...]
 
 
+class _Quick(NamedTuple):
+    """How a plain event of a type may be read at once; `mark` stands in each of them."""
+
+    mark: bytes
+    name: str
+    route: _Route
+    read: Read
+
+
 class Parser:
     """From a record of `events` to a fact or an outcome; pure."""
 
@@ -64,6 +79,14 @@ class Parser:
             else _Route(declared, "outcomes", pipeline.join, (pipeline.join,))
             for name, declared in pipeline.types.items()
         }
+        self._quick = list(self._readers())
+        self._at_once = self._otherwise = 0
+
+    def _readers(self) -> Iterator[_Quick]:
+        for name, route in self._routes.items():
+            read = one_pass(route.declared, name, self._pipeline.event, ID)
+            if read is not None:
+                yield _Quick(f'"{name}"'.encode(), name, route, read)
 
     def parse(self, record: Record) -> Parsed:
         """Raises BadRecord."""
@@ -74,8 +97,38 @@ class Parser:
         value = record.value or b""
         if len(value) > MAX_RECORD_BYTES:
             raise BadRecord(ErrorCode.TOO_LARGE, f"{len(value)} bytes; {MAX_RECORD_BYTES} are the limit")
+        if self._quick and not record.headers:
+            parsed = self._in_one_pass(value)
+            if parsed is not None:
+                self._at_once += 1
+                return parsed
+            self._otherwise += 1
+            if self._otherwise > self._at_once + MAX_OTHERWISE:
+                self._quick = []
         event = decode(record.headers, value) or self._plain(loads(value))
         return self._typed(event, record.timestamp)
+
+    def _in_one_pass(self, value: bytes) -> Parsed | None:
+        """None for an event that is to be read otherwise, or is bad."""
+        for mark, name, route, read in self._quick:
+            if mark not in value:
+                continue
+            try:
+                event = read(value)
+            except UNREADABLE:
+                continue
+            id, time = event._id, event._time
+            if not EARLIEST <= time < LATEST:
+                return None
+            for field in route.placed_by:
+                placed = getattr(event, field)
+                if type(placed) is not str or len(placed) > MAX_KEY_BYTES // 4:
+                    return None
+            key = getattr(event, route.key)
+            event._id = event._type = event._time = UNSET
+            envelope = Envelope(id=id, type=name, time=time, key=key, data=event)
+            return Parsed(route.suffix, key.encode(), id, self._encode(envelope))
+        return None
 
     def _plain(self, data: Any) -> Event:
         if not isinstance(data, dict):
