@@ -23,6 +23,7 @@ from ..topics.messages import UNREADABLE, BadRecord, Envelope, ErrorCode, Fact
 from ..topics.partition import partitions
 from ..topics.store import ORIGIN, ORIGIN_ROOM, Inspector, Progress
 from .agent import Agent, Entry, Table
+from .line import Line
 from .onepass import Read, one_pass
 from .work import Tracked, check_store, dead_letter, resume
 
@@ -127,7 +128,7 @@ class Parser:
             key = getattr(event, route.key)
             event._id = event._type = event._time = UNSET
             envelope = Envelope(id=id, type=name, time=time, key=key, data=event)
-            return Parsed(route.suffix, key.encode(), id, self._encode(envelope))
+            return tuple.__new__(Parsed, (route.suffix, key.encode(), id, self._encode(envelope)))
         return None
 
     def _plain(self, data: Any) -> Event:
@@ -213,8 +214,8 @@ class RecentIds:
         self._window = int(dedupe.window / timedelta(milliseconds=1))
         self._limit = dedupe.ids
         self._ids: dict[str, int] = {}  # id -> append time in ms
-        # The oldest first (a dict finds its first in linear time); an id that came again stands twice.
-        self._order: deque[tuple[str, int]] = deque()
+        # A dict finds its first in linear time. An id that came again stands twice.
+        self._order: Line[str] = Line([])
         self._newest = 0  # append time of the newest id in ms
         self._new: list[tuple[str, int]] = []
         self._stored: deque[tuple[int, int]] = (
@@ -224,7 +225,7 @@ class RecentIds:
 
     def seen(self, id: str, appended_ms: int) -> bool:
         """Whether the id came before within the window; remembers it if not."""
-        at = max(appended_ms, self._newest)
+        at = appended_ms if appended_ms > self._newest else self._newest
         known = self._ids.get(id)
         if known is not None and known >= at - self._window:
             return True
@@ -233,15 +234,16 @@ class RecentIds:
         return False
 
     def _add(self, id: str, at: int) -> None:
-        while self._order and self._order[0][1] < at - self._window:
+        order = self._order
+        while order.first < at - self._window:
             self._forget_oldest()
         self._ids[id] = self._newest = at
-        self._order.append((id, at))
-        while len(self._order) > self._limit:
+        order.push(at, id)
+        while order.count > self._limit:
             self._forget_oldest()
 
     def _forget_oldest(self) -> None:
-        id, at = self._order.popleft()
+        at, id = self._order.pop()
         if self._ids.get(id) == at:
             del self._ids[id]
 
@@ -257,7 +259,7 @@ class RecentIds:
 
     def _expired_entries(self) -> list[Entry]:
         expired: list[Entry] = []
-        while self._order and self._stored and self._stored[0][1] < self._order[0][1]:
+        while self._order.count and self._stored and self._stored[0][1] < self._order.first:
             expired.append((self._key(self._stored.popleft()[0]), None))
         return expired
 
@@ -317,14 +319,12 @@ class IngestWork(Tracked):
         where = partitions([made.key for _, made in parsed], self._pipeline.partitions)
         topics = {suffix: self._pipeline.topic(suffix) for suffix in ("facts", "outcomes")}
         return [
-            Out(
-                topics[made.suffix],
-                partition,
-                made.key,
-                made.value,
-                ((ORIGIN, b"%b/%d/0" % (source, record.offset)),),  # as Origin.header
+            # A NamedTuple's own constructor is a function of Python. The header is Origin's.
+            tuple.__new__(
+                Out,
+                (topics[suffix], partition, key, value, ((ORIGIN, b"%b/%d/0" % (source, record.offset)),)),
             )
-            for (record, made), partition in zip(parsed, where, strict=True)
+            for (record, (suffix, key, _, value)), partition in zip(parsed, where, strict=True)
         ]
 
     def changes(self) -> list[Entry]:

@@ -29,7 +29,8 @@ from ..topics.messages import (
 from ..topics.store import ORIGIN, ORIGIN_ROOM, Inspector, Progress, place
 from ..topics.telemetry import Fate
 from .agent import Agent, Entry, Runtime, Table
-from .pending import PLACE, SETTLED, Line, Packing, Pending
+from .line import SETTLED, Line
+from .pending import PLACE, Packing, Pending
 from .work import Tracked, check_store, dead_letter, resume, unreadable
 
 WAITING, LABEL, GONE = b"p/", b"o/", b"g/"  # prefixes of the store's keys
@@ -111,7 +112,7 @@ class Matcher:
             self.early -= 1
             self._set_label(key, label.value, label.at, joined=True)
             self._remember(key, label.at)
-            if len(self._early) > 2 * self.early + SETTLED:
+            if self._early.count > 2 * self.early + SETTLED:
                 self._early.sweep(self._waits)
         return label
 
@@ -154,7 +155,7 @@ class Matcher:
 
     def _remember(self, key: bytes, at: int) -> None:
         self._met.push(at, key)
-        if len(self._met) > self._limit * OUTCOMES_PER_PREDICTION:
+        if self._met.count > self._limit * OUTCOMES_PER_PREDICTION:
             self._drop_label(*self._met.pop(), joined=True)
             self._look = True
 

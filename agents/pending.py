@@ -8,21 +8,18 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, MutableSequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from struct import Struct
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import msgspec
 
 from ..topics.messages import Answer, Example, Features, LabelValue, Scalar, Source
+from .line import SETTLED, Line
 
 MAX_KINDS = 1_000  # of predictions that a partition tells apart; 3 MB
 PER_PAGE = 16  # predictions on a page if as many wait as may: 5 bytes each for the page, 1 us to look through
-SETTLED = 1_000  # turns of a line that need no sweep, whatever their share; 12 kB
-NEVER = 2**63 - 1  # ms; the append time of what is not there
-
-Item = TypeVar("Item")
 
 
 class Served(msgspec.Struct, gc=False):
@@ -151,50 +148,6 @@ def _row(names: tuple[str, ...]) -> Callable[..., Features]:
         return msgspec.defstruct("Row", fields, rename=dict(zip(fields, names, strict=True)), gc=False)  # type: ignore[return-value]
     except ValueError:  # of names with quotes or control characters
         return lambda *values: dict(zip(names, values, strict=True))
-
-
-class Line(Generic[Item]):
-    """Who is to leave, and when, in the order in which they came."""
-
-    def __init__(self, items: MutableSequence[Item]) -> None:
-        self._at = array("q")  # ms
-        self._items = items
-        self._over = 0  # turns that are over and still held
-        self.first = NEVER  # append time of whose turn is next, ms
-
-    def __len__(self) -> int:
-        return len(self._at) - self._over
-
-    def __iter__(self) -> Iterator[tuple[int, Item]]:
-        return ((self._at[i], self._items[i]) for i in range(self._over, len(self._at)))
-
-    def push(self, at: int, item: Item) -> None:
-        if self.first == NEVER:
-            self.first = at
-        self._at.append(at)
-        self._items.append(item)
-
-    def pop(self) -> tuple[int, Item]:
-        at, item = self.first, self._items[self._over]
-        self._over += 1
-        if self._over > SETTLED and self._over * 2 > len(self._at):
-            del self._at[: self._over]
-            del self._items[: self._over]
-            self._over = 0
-        self.first = self._at[self._over] if self._over < len(self._at) else NEVER
-        return at, item
-
-    def sweep(self, is_alive: Callable[[int, Item], bool]) -> None:
-        """Drops the turns of those who have left before. To be done when as many have left as wait."""
-        kept = Line(self._items[:0])
-        here: set[Item] = set()  # of one append time: one turn is enough
-        for at, item in self:
-            if kept._at and at != kept._at[-1]:
-                here.clear()
-            if item not in here and is_alive(at, item):
-                here.add(item)
-                kept.push(at, item)
-        self._at, self._items, self._over, self.first = kept._at, kept._items, 0, kept.first
 
 
 # How what waits begins: its append time (ms), its offset, the size of its key, which comes next. By time, as bytes are compared.
