@@ -30,7 +30,7 @@ from ..topics.store import ORIGIN, ORIGIN_ROOM, Inspector, Progress, place
 from ..topics.telemetry import Fate
 from .agent import Agent, Entry, Runtime, Table
 from .line import SETTLED, Line
-from .pending import PLACE, Packing, Pending
+from .pending import PLACE, Packing, Pending, kept_of, place_of
 from .work import Tracked, check_store, dead_letter, resume, unreadable
 
 WAITING, LABEL, GONE = b"p/", b"o/", b"g/"  # prefixes of the store's keys
@@ -137,9 +137,11 @@ class Matcher:
             return []
         self.fates[Fate.JOINED] += 1
         self._remember(key, self._came_true_ms)
-        for where, _ in met:
-            self._dirty[WAITING + where] = None
-        return [kept for _, kept in met]
+        found = []
+        for entry in met:
+            self._dirty[WAITING + place_of(entry)] = None
+            found.append(kept_of(entry, key))
+        return found
 
     def _again(self, key: bytes, label: Label, value: LabelValue) -> None:
         if value == label.value:
@@ -151,7 +153,9 @@ class Matcher:
 
     def _set_label(self, key: bytes, value: LabelValue, at: int, *, joined: bool) -> None:
         self._labels[key] = label = _encode((value, at, joined))  # a Label
-        self._change(LABEL + key, label)
+        name = LABEL + key
+        self._dirty.pop(name, None)
+        self._dirty[name] = label
 
     def _remember(self, key: bytes, at: int) -> None:
         self._met.push(at, key)

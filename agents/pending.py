@@ -191,17 +191,18 @@ class Pending:
         self._count += 1
         return head[:NAME]
 
-    def take(self, key: bytes) -> list[tuple[bytes, bytes]]:
-        """(place, what was kept) of those of the key, which wait no longer."""
+    def take(self, key: bytes) -> list[bytes]:
+        """Those of the key, which wait no longer; see `place_of` and `kept_of`."""
         pages = self._pages
         number = hash(key) % len(pages)
         page = pages[number]
         if page is None:
             return []
         name = SIZE.pack(len(key)) + key
-        found = [entry for entry in page if entry.startswith(name, NAME)]
-        if not found:
-            return []
+        found = []
+        for entry in page:
+            if entry.startswith(name, NAME):
+                found.append(entry)
         if len(found) == len(page):
             pages[number] = None
         else:
@@ -212,8 +213,7 @@ class Pending:
         if self._taken > self._count + SETTLED:
             self.line.sweep(self._waits)
             self._taken = 0
-        end = NAME + len(name)
-        return [(entry[:NAME], entry[end:]) for entry in found]
+        return found
 
     def give_up(self) -> list[tuple[bytes, bytes]]:
         """(place, key) of those whose turn is next, which wait no longer; none, if they were taken before."""
@@ -233,6 +233,14 @@ class Pending:
         page, time = self._pages[number] or (), TIME.pack(at)
         n = bisect_left(page, time)
         return n < len(page) and page[n].startswith(time)
+
+
+def place_of(entry: bytes) -> bytes:
+    return entry[:NAME]
+
+
+def kept_of(entry: bytes, key: bytes) -> bytes:
+    return entry[HEAD.size + len(key) :]
 
 
 def _key(entry: bytes) -> bytes:
