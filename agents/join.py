@@ -8,7 +8,7 @@ is emptied by the other as it goes on.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from operator import itemgetter
 
@@ -30,7 +30,7 @@ from ..topics.store import ORIGIN, ORIGIN_ROOM, Inspector, Progress, place
 from ..topics.telemetry import Fate
 from .agent import Agent, Entry, Runtime, Table
 from .line import SETTLED, Line
-from .pending import PLACE, Packing, Pending, kept_of, place_of
+from .pending import Packing, Pending, kept_of, named, place_of
 from .work import Tracked, check_store, dead_letter, resume, unreadable
 
 WAITING, LABEL, GONE = b"p/", b"o/", b"g/"  # prefixes of the store's keys
@@ -218,23 +218,17 @@ class Matcher:
         changed, self._dirty = list(self._dirty.items()), {}
         return changed
 
-    def restore(
-        self,
-        table: Mapping[bytes, bytes],
-        clock: Mapping[str, int],
-        keep: Callable[[bytes], tuple[bytes, bytes]],
-    ) -> None:
+    def restore(self, table: Table, clock: Mapping[str, int]) -> None:
         """Takes up a store, its entries in the order in which they were written last.
 
-        `keep` tells of a prediction's record its key, and what is to be kept of it.
+        Of a prediction that waits it holds what is `named`. What is taken up is taken out.
         """
         self._predicted_ms, self._came_true_ms = clock.get("predictions", 0), clock.get("outcomes", 0)
         early: list[tuple[int, bytes]] = []
-        for name, value in table.items():
-            key = name[len(LABEL) :]
+        for name in list(table):
+            value, key = table.pop(name), name[len(LABEL) :]
             if name.startswith(WAITING):
-                at, offset = PLACE.unpack_from(name, len(WAITING))
-                self._pending.add(*keep(value), at, offset)
+                self._pending.restore(name[len(WAITING) :], value)
             elif name.startswith(LABEL):
                 label = _label.decode(value)
                 self._labels[key] = value
@@ -268,7 +262,7 @@ class JoinWork(Tracked):
         self._predictions = TopicPartition(self._pipeline.topic("predictions"), partition)
         self._outcomes = TopicPartition(self._pipeline.topic("outcomes"), partition)
         self._examples_topic = self._pipeline.topic("examples")
-        self._packing = Packing()
+        self._packing = agent.packing
         self._outcome = msgspec.json.Decoder(Envelope[self._pipeline.outcomes])  # type: ignore[name-defined]
         self._examples = 0
         self._since_ms = agent.runtime.now_ms()
@@ -284,16 +278,6 @@ class JoinWork(Tracked):
         self._agent.runtime.telemetry.forget_pending(self._partition)
         for tp in self.positions:
             self._agent.pause(tp, paused=False)
-
-    def restore(self, table: Table) -> None:
-        clock = table.get(CLOCK_KEY)
-        self._matcher.restore(
-            table, msgspec.json.decode(clock, type=dict[str, int]) if clock else {}, self._kept
-        )
-
-    def _kept(self, record: bytes) -> tuple[bytes, bytes]:
-        served = self._packing.decode(record)
-        return served.key.encode(), self._packing.pack(served, record)
 
     async def step(self, tp: TopicPartition, records: Sequence[Record]) -> list[Out]:
         outs: list[Out] = []
@@ -366,6 +350,14 @@ class Join(Agent):
     def __init__(self, runtime: Runtime) -> None:
         super().__init__(runtime)
         self._paused: set[TopicPartition] = set()
+        self.packing = Packing()
+
+    def held(self, key: bytes, value: bytes) -> bytes:
+        """A prediction's record is three times as large as what is kept of it."""
+        if not key.startswith(WAITING):
+            return value
+        served = self.packing.decode(value)
+        return named(served.key.encode(), self.packing.pack(served, value))
 
     def pause(self, tp: TopicPartition, *, paused: bool) -> None:
         """Notes which partitions wait for their other side."""
@@ -395,6 +387,6 @@ class Join(Agent):
         await check_store(self, partition, table, inputs, outputs, inspector)
         progress, fresh = await resume(self.pipeline, table, inputs, filtered, inspector)
         matcher = Matcher(self.pipeline.label.within, self.pipeline.max_pending)
-        work = JoinWork(self, partition, progress, matcher, fresh=fresh)
-        work.restore(table)
-        return work
+        clock = table.get(CLOCK_KEY)
+        matcher.restore(table, msgspec.json.decode(clock, type=dict[str, int]) if clock else {})
+        return JoinWork(self, partition, progress, matcher, fresh=fresh)

@@ -176,8 +176,17 @@ class Pending:
 
     def add(self, key: bytes, kept: bytes, at: int, offset: int) -> bytes:
         """Returns its place among all of the partition. Append times must not step back."""
-        head = HEAD.pack(at, offset, len(key))
-        entry = head + key + kept
+        place = PLACE.pack(at, offset)
+        self._put(at, key, place + named(key, kept))
+        return place
+
+    def restore(self, place: bytes, named: bytes) -> None:
+        """One of those that were added, in their order."""
+        at, _ = PLACE.unpack(place)
+        entry = place + named
+        self._put(at, _key(entry), entry)
+
+    def _put(self, at: int, key: bytes, entry: bytes) -> None:
         pages = self._pages
         number = hash(key) % len(pages)
         page = pages[number]
@@ -185,11 +194,10 @@ class Pending:
             pages[number] = [entry]
             self.line.push(at, number)
         else:
-            if not page[-1].startswith(head[:AT]):
+            if not page[-1].startswith(entry[:AT]):
                 self.line.push(at, number)
             page.append(entry)
         self._count += 1
-        return head[:NAME]
 
     def take(self, key: bytes) -> list[bytes]:
         """Those of the key, which wait no longer; see `place_of` and `kept_of`."""
@@ -233,6 +241,11 @@ class Pending:
         page, time = self._pages[number] or (), TIME.pack(at)
         n = bisect_left(page, time)
         return n < len(page) and page[n].startswith(time)
+
+
+def named(key: bytes, kept: bytes) -> bytes:
+    """An entry without its place."""
+    return SIZE.pack(len(key)) + key + kept
 
 
 def place_of(entry: bytes) -> bytes:
