@@ -315,7 +315,7 @@ class JoinWork(Tracked):
             self._agent.runtime.telemetry.dead("join", bad.code)
             return dead_letter(self._pipeline, record, bad)
         self._examples += 1
-        return Out(self._examples_topic, self._partition, key, value, ((ORIGIN, origin),))
+        return tuple.__new__(Out, (self._examples_topic, self._partition, key, value, ((ORIGIN, origin),)))
 
     def changes(self) -> list[Entry]:
         clock = _encode(self._matcher.clock)
