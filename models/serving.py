@@ -17,6 +17,7 @@ from .features import FeatureFailure
 from .gate import LIMIT_US
 from .pipeline import CONSTANT, Pipeline
 from .routing import Route, Routing
+from .sketch import merged
 
 ASKED_STATES = frozenset({State.LIVE, State.SHADOW, State.PROBATION})
 # µs per fact; a fact costs about three times that before any model is asked. A fallback that takes longer
@@ -362,17 +363,4 @@ def moments(numbers: Sequence[float]) -> Moments:
         squares=sum(n * n for n in numbers),
         low=min(numbers),
         high=max(numbers),
-    )
-
-
-def merged(a: Moments, b: Moments) -> Moments:
-    if not a.count or not b.count:
-        return a if a.count else b
-    assert a.low is not None and a.high is not None and b.low is not None and b.high is not None
-    return Moments(
-        count=a.count + b.count,
-        total=a.total + b.total,
-        squares=a.squares + b.squares,
-        low=min(a.low, b.low),
-        high=max(a.high, b.high),
     )
