@@ -1,4 +1,8 @@
-"""What came true minus what was answered, overall and by slice: a mean that is not zero, against its spread."""
+"""What came true minus what was answered, overall and by slice: off its own history, or off zero for a season.
+
+A baseline that knows no hours is off by hours, and one that knows no regions by regions; that it always was is
+no news. What is off by more than ever, or by much over a whole season, is.
+"""
 
 from __future__ import annotations
 
@@ -9,45 +13,38 @@ from pydantic import Field
 from ...topics.messages import Moments, Vitals
 from .health import Finding, Health, Memory
 from .limits import Limits
-from .sequential import BLOCK, DEPENDENCE, Block, Evidence
+from .sequential import Block, Floor, Trail
 
 BIAS = "bias"
 ALL = ""  # stands for every slice together
 MAX_SLICES = 16  # judged by themselves, those that came first
-LEAST_SEEN = 1_000  # examples before anything is said: a young model is on its way
+# In units of `max_bias` standard deviations of the residuals: what comes for the first time is learned.
+YOUNG, MATURE = 2.0, 0.5
+LEAST_BLOCKS = 50  # of history behind what is said of a season
+FADING = 0.05  # of a block, in the usual standard deviation
 
 
 class Residuals(Memory):
-    part: Block = Block()
-    seen: float = 0.0  # examples
-    mean: float = 0.0  # of the last block
-    sd: float = 0.0  # the usual one
-    above: Evidence = Evidence()  # labels are above answers
-    below: Evidence = Evidence()
+    sd: float = 0.0  # the usual one of single residuals
+    trail: Trail = Trail()
 
     def after(self, new: Block, limits: Limits) -> Residuals:
-        part = self.part.plus(new)
-        seen = self.seen + new.size
-        if part.size < BLOCK:
-            return self.model_copy(update={"part": part, "seen": seen})
-        sd = math.sqrt(part.variance)
-        update: dict[str, object] = {
-            "part": Block(),
-            "seen": seen,
-            "mean": part.mean,
-            "sd": self.sd + (min(sd, 3 * self.sd) - self.sd) / 20 if self.sd else sd,
-        }
-        size = max(sd, self.sd / 2)
-        if seen >= LEAST_SEEN and size:
-            root = math.sqrt(part.size / DEPENDENCE)
-            for side, sign in (("above", 1.0), ("below", -1.0)):
-                z = (sign * part.mean / size - limits.max_bias) * root
-                update[side] = getattr(self, side).after(z, part.from_ms, limits.log_odds)
-        return self.model_copy(update=update)
+        if new.size < 2:
+            return self
+        sd = math.sqrt(new.variance)
+        usual = self.sd + FADING * (min(sd, 3 * self.sd) - self.sd) if self.sd else sd
+        unit = limits.max_bias * usual
+        floor = Floor(young=YOUNG * unit, mature=MATURE * unit)
+        trail = self.trail.after(new, floor, limits.season_ms, limits.log_odds)
+        return self.model_copy(update={"sd": usual, "trail": trail})
 
 
 class Memories(Memory):
     parts: dict[str, Residuals] = Field(default_factory=dict)
+
+    def renewed(self, since_ms: int) -> Memory:
+        kept = {n: r.model_copy(update={"trail": r.trail.renewed()}) for n, r in self.parts.items()}
+        return Memories(since_ms=since_ms, parts=kept)
 
 
 def bias(health: Health, vitals: Vitals | None, now: int, limits: Limits) -> tuple[Health, list[Finding]]:
@@ -55,14 +52,8 @@ def bias(health: Health, vitals: Vitals | None, now: int, limits: Limits) -> tup
     if vitals is not None and vitals.agent == "learn" and vitals.residuals.count:
         known = _seen(known, vitals, limits)
         health = health.remember(BIAS, known)
-    for name, each in known.parts.items():
-        since = [e.against(limits.log_odds) for e in (each.above, each.below)]
-        began = [s for s in since if s is not None]
-        if began:
-            where = f" where {name}" if name else ""
-            reason = f"labels lie {each.mean:+.4g} from the answers{where}; residuals spread by {each.sd:.4g}"
-            return health, [Finding(BIAS, reason, min(began), {"bias": each.mean, "sd": each.sd})]
-    return health, []
+    found = [f for name, each in known.parts.items() for f in _found(name, each, now, limits)]
+    return health, found[:1]
 
 
 def _seen(known: Memories, vitals: Vitals, limits: Limits) -> Memories:
@@ -74,3 +65,24 @@ def _seen(known: Memories, vitals: Vitals, limits: Limits) -> Memories:
             block = Block(vitals.from_ms, vitals.to_ms, m.count, m.total, m.squares)
             parts[name] = parts.get(name, Residuals()).after(block, limits)
     return known.model_copy(update={"parts": parts})
+
+
+def _found(name: str, each: Residuals, now: int, limits: Limits) -> list[Finding]:
+    where = f" where {name}" if name else ""
+    for evidence in (each.trail.up, each.trail.down):
+        since_ms = evidence.against(limits.log_odds)
+        if since_ms is not None:
+            last, usual = each.trail.last, each.trail.mean
+            reason = f"labels lie {last:+.4g} from the answers{where}; they used to lie {usual:+.4g}"
+            return [Finding(BIAS, reason, since_ms, {"bias": last, "usual": usual, "sd": each.sd})]
+    return [] if name else _always(each, now, limits)
+
+
+def _always(each: Residuals, now: int, limits: Limits) -> list[Finding]:
+    """Off over a whole season: overall only, for a model may have no feature that tells a slice."""
+    trail = each.trail
+    whole = trail.since_ms and now - trail.since_ms > limits.season_ms
+    if not whole or trail.blocks < LEAST_BLOCKS or abs(trail.mean) <= limits.max_bias * each.sd:
+        return []
+    reason = f"labels have always lain {trail.mean:+.4g} from the answers; they spread by {each.sd:.4g}"
+    return [Finding(BIAS, reason, trail.since_ms, {"bias": trail.mean, "sd": each.sd})]

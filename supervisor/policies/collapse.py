@@ -17,17 +17,25 @@ COLLAPSE = "collapse"
 # of the logarithm of the blocks' standard deviation: to a third and, once a season was seen, to 0.6 of it
 FLOOR = Floor(young=1.0, mature=0.5)
 CONSTANT = 1e-9  # of the answers' size: rounding of the same sum in another order
+LEAST_SD = 1e-12  # stands for none where a logarithm is needed
 LEAST_CONSTANT = 200  # answers
 LEAST_VARIED = 5  # blocks with variance before their lack of it is odd
+MOST_FLAT = 0.1  # of blocks that may have had none: a mean moves only where versions change
 
 
 class Memories(Memory):
     part: Block = Block()
     same: Block = Block()  # the latest run of answers without variance
     logs: Trail = Trail()  # of log standard deviations
+    varied: int = 0  # blocks
+    flat: int = 0  # blocks, apart from those of a run that is being found out
 
     def renewed(self, since_ms: int) -> Memory:
-        return Memories(since_ms=since_ms, logs=self.logs.renewed())
+        return Memories(since_ms=since_ms, logs=self.logs.renewed(), varied=self.varied, flat=self.flat)
+
+    @property
+    def used_to_vary(self) -> bool:
+        return self.varied >= LEAST_VARIED and self.flat <= MOST_FLAT * self.varied
 
 
 def collapse(health: Health, vitals: Vitals | None, now: int, limits: Limits) -> tuple[Health, list[Finding]]:
@@ -50,20 +58,24 @@ def _seen(known: Memories, new: Block, constant: bool, limits: Limits) -> Memori
         same = Block()
     if part.size < BLOCK:
         return known.model_copy(update={"part": part, "same": same})
-    logs = known.logs
-    size = math.sqrt(part.squares / part.size)
-    sd = math.sqrt(part.variance)
-    if sd > CONSTANT * size or logs.blocks >= LEAST_VARIED:
-        log = math.log(max(sd, CONSTANT * size, 1e-12))
+    update: dict[str, object] = {"part": Block(), "same": same}
+    size, sd = math.sqrt(part.squares / part.size), math.sqrt(part.variance)
+    if same.size >= part.size:
+        update["flat"] = known.flat + (same.size < LEAST_CONSTANT + BLOCK)
+    else:
+        log = math.log(max(sd, CONSTANT * size, LEAST_SD))
         one = Block(part.from_ms, part.to_ms, 1.0, log, log * log)
-        logs = logs.after(one, FLOOR, limits.season_ms, limits.log_odds, size=1)
-    return known.model_copy(update={"part": Block(), "same": same, "logs": logs})
+        update["varied"] = known.varied + 1
+        update["logs"] = known.logs.after(one, FLOOR, limits.season_ms, limits.log_odds, size=1)
+    return known.model_copy(update=update)
 
 
 def _found(known: Memories, limits: Limits) -> list[Finding]:
     same, logs = known.same, known.logs
     usual = math.exp(logs.mean)
-    if same.size >= LEAST_CONSTANT and logs.blocks >= LEAST_VARIED:
+    if not known.used_to_vary:
+        return []
+    if same.size >= LEAST_CONSTANT:
         reason = f"the last {same.size:.0f} answers are all {same.mean:.4g}; they used to vary by {usual:.3g}"
         evidence = {"answers": same.size, "answer": same.mean, "usual_sd": usual}
         return [Finding(COLLAPSE, reason, same.from_ms, evidence, grave=True)]

@@ -25,6 +25,7 @@ HOURS = 24
 DAY_MS = HOURS * HOUR_MS
 DAYS = 8  # remembered per hour of the day: a week, and one for the day that is not over
 MAX_SERIES = 24  # types and slices counted, those that came first; 1 kB each
+LUCK = 3.0  # standard deviations of a Poisson count
 COUNTED = ("facts", "outcomes")
 
 
@@ -79,8 +80,10 @@ class Series(NamedTuple):
         """What came, of the least that was to be expected, if that cannot be chance: Chernoff's bound for the
         lower tail of a Poisson count."""
         hour = self.hour
-        expected = min(past) * (hour.until_ms - hour.number * HOUR_MS) / HOUR_MS
-        if not expected or hour.came > limits.quiet * expected:
+        # What came on a single day is itself a count, and may have been a lucky one.
+        least = min(past) - LUCK * math.sqrt(min(past))
+        expected = least * (hour.until_ms - hour.number * HOUR_MS) / HOUR_MS
+        if expected <= 0 or hour.came > limits.quiet * expected:
             return None
         r = hour.came / expected
         surprise = expected * (1 - r + (r * math.log(r) if r else 0.0))
