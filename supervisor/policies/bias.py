@@ -82,7 +82,9 @@ def _always(each: Residuals, now: int, limits: Limits) -> list[Finding]:
     """Off over a whole season: overall only, for a model may have no feature that tells a slice."""
     trail = each.trail
     whole = trail.since_ms and now - trail.since_ms > limits.season_ms
-    if not whole or trail.blocks < LEAST_BLOCKS or abs(trail.mean) <= limits.max_bias * each.sd:
+    least = limits.max_bias * each.sd
+    both = min(trail.mean * math.copysign(1.0, trail.last), abs(trail.last))  # of one sign, now and all along
+    if not whole or trail.blocks < LEAST_BLOCKS or both <= least:
         return []
     reason = f"labels have always lain {trail.mean:+.4g} from the answers; they spread by {each.sd:.4g}"
     return [Finding(BIAS, reason, trail.since_ms, {"bias": trail.mean, "sd": each.sd})]

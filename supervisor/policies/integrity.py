@@ -124,7 +124,7 @@ def _counted(known: Memories, vitals: Vitals, limits: Limits) -> Memories:
     dead = vitals.counts.get("dead", 0)
     events = dead + sum(vitals.counts.get(name, 0) for name in COUNTED)
     share = Block(vitals.from_ms, vitals.to_ms, events, dead, dead)
-    trail = known.dead.after(share, DEAD, limits.season_ms, limits.log_odds)
+    trail = known.dead.after(share, DEAD, limits.season_ms, limits.log_odds, share=True)
     return known.model_copy(update={"series": series, "dead": trail})
 
 

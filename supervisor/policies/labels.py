@@ -46,13 +46,17 @@ def _seen(known: Memories, vitals: Vitals, limits: Limits) -> Memories:
         if name in slices or len(slices) < MAX_SLICES:
             part = vitals.slices[name].labelled if name in vitals.slices else 0
             share = _share(vitals, part, examples)
-            slices[name] = slices.get(name, Trail()).after(share, PART, season_ms, odds)
+            slices[name] = slices.get(name, Trail()).after(share, PART, season_ms, odds, share=True)
     d = vitals.delays
     delays = Block(vitals.from_ms, vitals.to_ms, d.count, d.total, d.squares)
     return known.model_copy(
         update={
-            "joined": known.joined.after(_share(vitals, examples, predictions), JOINED, season_ms, odds),
-            "repeated": known.repeated.after(_share(vitals, repeats, outcomes), REPEATED, season_ms, odds),
+            "joined": known.joined.after(
+                _share(vitals, examples, predictions), JOINED, season_ms, odds, share=True
+            ),
+            "repeated": known.repeated.after(
+                _share(vitals, repeats, outcomes), REPEATED, season_ms, odds, share=True
+            ),
             "delays": known.delays.after(delays, DELAY, season_ms, odds),
             "values": known.values.after(vitals.sketch, vitals.from_ms, vitals.to_ms, limits),
             "slices": slices,

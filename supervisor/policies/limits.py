@@ -27,7 +27,9 @@ class Limits:
     # staleness
     max_silence_ms: int = 300_000  # of arriving examples without learning: a learner restarts in seconds
     max_staleness_ms: int = 3_600_000  # of arriving examples without a new version in use
-    max_versions_back: int = 20  # versions that one in use may be behind; a rolling start spans a few
+    max_versions_back: int = (
+        10  # versions that one in use may be behind; a replica that starts loads the newest
+    )
     trouble_ms: int = (
         15_000  # without a word of a stopped partition, which vitals tell every second: it goes on
     )

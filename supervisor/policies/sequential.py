@@ -120,8 +120,17 @@ class Trail(ControlRecord):
         return self.model_copy(update={"part": Block(), "up": Evidence(), "down": Evidence()})
 
     def after(
-        self, new: Block, floor: Floor, season_ms: int, log_odds: float, *, size: float = BLOCK
+        self,
+        new: Block,
+        floor: Floor,
+        season_ms: int,
+        log_odds: float,
+        *,
+        size: float = BLOCK,
+        share: bool = False,
     ) -> Trail:
+        """The history with one more stretch. Of a `share` the standard error is that of the usual one: a block
+        without any of what used to be there has no variance of its own, and is odd for that."""
         if not new.size:
             return self
         since_ms = self.since_ms or new.from_ms
@@ -131,12 +140,17 @@ class Trail(ControlRecord):
             update["part"], update["last"] = Block(), part.mean
             sd = self.deviation(floor, part.to_ms, season_ms)
             if sd is not None:
-                error = math.sqrt(sd * sd + DEPENDENCE * part.variance / part.size)
+                variance = self._of_share(floor) if share else part.variance
+                error = math.sqrt(sd * sd + DEPENDENCE * variance / part.size)
                 z = (part.mean - self.mean) / error if error else 0.0
                 update["up"] = self.up.after(z - SLACK, part.from_ms, log_odds)
                 update["down"] = self.down.after(-z - SLACK, part.from_ms, log_odds)
         known = self.model_copy(update=update)
         return known._learned(new, floor, season_ms, size)
+
+    def _of_share(self, floor: Floor) -> float:
+        usual = min(max(self.mean, floor.mature), 1 - floor.mature)
+        return usual * (1 - usual)
 
     def deviation(self, floor: Floor, now_ms: int, season_ms: int) -> float | None:
         """One standard deviation of the history's blocks; None while there are too few."""

@@ -46,7 +46,7 @@ class Column(ControlRecord):
         began = self.from_ms if self.part.count else from_ms
         part = _plus(self.part, new)
         update: dict[str, object] = {
-            "nulls": self.nulls.after(nulls, NULLS, limits.season_ms, limits.log_odds),
+            "nulls": self.nulls.after(nulls, NULLS, limits.season_ms, limits.log_odds, share=True),
             "from_ms": began,
             "part": part,
         }

@@ -1,4 +1,4 @@
-"""A learner that is stuck or silent, a version in use that is too old or went back, and facts from another hour."""
+"""A learner that is stuck, silent or failing, a version in use that is too old or went back, and facts from another hour."""
 
 from __future__ import annotations
 
@@ -13,9 +13,14 @@ STALENESS = "staleness"
 AGE = Floor(young=300.0, mature=120.0)
 
 
+LEAST_FAILING = 100  # examples; fewer may be one odd batch
+
+
 class Memories(Memory):
     back_ms: int = 0  # since when the version in use is far behind the newest; 0: it is not
     back: int = 0  # that version
+    failing: int = 0  # examples in a row of windows in which most could not be learned
+    failing_ms: int = 0
     ages: Trail = Trail()  # of facts: seconds from event time to append time
 
     def renewed(self, since_ms: int) -> Memory:
@@ -28,7 +33,13 @@ def staleness(
     if vitals is not None:
         health = _seen(health, vitals, limits, now)
     known = health.recall(STALENESS, Memories)
-    found = [_silent(health, limits), _old(health, limits), _back(health, known), _aged(known, limits)]
+    found = [
+        _silent(health, limits),
+        _failing(known),
+        _old(health, limits),
+        _back(health, known),
+        _aged(known, limits),
+    ]
     return health, [f for f in found if f is not None]
 
 
@@ -37,6 +48,14 @@ def _seen(health: Health, vitals: Vitals, limits: Limits, now: int) -> Health:
     known = health.recall(STALENESS, Memories)
     if vitals.agent == "learn" and vitals.learned:
         update["progress_ms"] = max(health.progress_ms, min(vitals.to_ms, now))
+    if vitals.agent == "learn" and (vitals.learned or vitals.raised):
+        failing = 2 * vitals.raised > vitals.learned
+        known = known.model_copy(
+            update={
+                "failing": known.failing + vitals.raised if failing else 0,
+                "failing_ms": (known.failing_ms or vitals.from_ms) if failing else 0,
+            }
+        )
     if vitals.agent == "score" and vitals.asked:
         if vitals.version > health.version:
             update |= {"version": vitals.version, "version_ms": min(vitals.from_ms, now)}
@@ -59,6 +78,13 @@ def _silent(health: Health, limits: Limits) -> Finding | None:
         return None
     reason = f"nothing learned for {silence / 1000:.0f} s while examples arrive"
     return Finding(STALENESS, reason, last, {"silence_s": silence / 1000})
+
+
+def _failing(known: Memories) -> Finding | None:
+    if known.failing < LEAST_FAILING:
+        return None
+    reason = f"the estimator raised at most of the examples, {known.failing} by now"
+    return Finding(STALENESS, reason, known.failing_ms, {"raised": float(known.failing)})
 
 
 def _old(health: Health, limits: Limits) -> Finding | None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from riverkeeper.models.pipeline import Pipeline
 from riverkeeper.topics.messages import State
-from tests.judgement.town import DAY_MS, MINUTE_MS, Town, sound
+from tests.judgement.town import DAY_MS, MINUTE_MS, Change, Town, sound
 from tests.judgement.world import FACTS_PER_WINDOW, OBJECTIVES, Told, World, pipeline
 
 STEP_MS = 20 * MINUTE_MS  # between vitals
@@ -49,9 +49,9 @@ def declared() -> Pipeline:
 
 
 @cache
-def warm(make: Callable[[], Pipeline] = declared, seed: int = 7) -> World:
+def warm(make: Callable[[], Pipeline] = declared, usual: Change = sound, seed: int = 7) -> World:
     """A pipeline that has been at work for a day and 15 hours, without a word from the supervisor."""
-    world = World(Town(seed, rate=20, step_ms=STEP_MS), make())
+    world = World(Town(seed, rate=20, step_ms=STEP_MS, change=usual), make())
     for _ in range(WARM):
         world.window()
     assert world.told == [], world.told
@@ -60,9 +60,11 @@ def warm(make: Callable[[], Pipeline] = declared, seed: int = 7) -> World:
 
 
 @cache
-def twin_of(make: Callable[[], Pipeline] = declared, seed: int = 7) -> tuple[Told, ...]:
+def twin_of(
+    make: Callable[[], Pipeline] = declared, usual: Change = sound, seed: int = 7
+) -> tuple[Told, ...]:
     """What is said of the same stream when nothing goes wrong."""
-    world = warm(make, seed).again()
+    world = warm(make, usual, seed).again()
     for _ in range(TWIN):
         world.window()
     world.close()
@@ -81,20 +83,19 @@ def tell(
     *causes: Cause,
     mend: Hook = well,
     make: Callable[[], Pipeline] = declared,
+    usual: Change = sound,
     recovers: bool = True,
     seed: int = 7,
 ) -> Row:
     """Tells the story; fails if none of the causes is noticed, or if it is not over in the end."""
-    world = warm(make, seed).again()
+    world = warm(make, usual, seed).again()
     try:
         return _tell(world, name, begin, mend, causes, recovers)
     finally:
         world.close()
 
 
-def _tell(
-    world: World, name: str, begin: Hook, mend: Hook, causes: tuple[Cause, ...], recovers: bool
-) -> Row:
+def _tell(world: World, name: str, begin: Hook, mend: Hook, causes: tuple[Cause, ...], recovers: bool) -> Row:
     usual = warm_error(world)
     begin(world)
     onset_ms, onset_facts = world.clock.ms, world.facts
@@ -144,7 +145,9 @@ def _recovered(world: World) -> float | None:
     """When (ms) the model is in traffic and no alarm is open, for good."""
     since: float | None = None
     for _ in range(RECOVERY):
-        ill = world.state() is not State.LIVE or any(not i.resolved for i in world.supervisor.incidents.values())
+        ill = world.state() is not State.LIVE or any(
+            not i.resolved for i in world.supervisor.incidents.values()
+        )
         since = None if ill else (since if since is not None else world.clock.ms)
         if since is not None and world.clock.ms - since >= 6 * STEP_MS:
             return since

@@ -28,7 +28,7 @@ class Sent:
     """An event on its way: when the log appends it (ms), and what a producer wrote."""
 
     at_ms: int
-    event: Event
+    event: Event | Callable[[], Event]  # the latter is written when its time has come
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Town:
     def __post_init__(self) -> None:
         self._rng = random.Random(self.seed)
         self._count = 0
-        self._due: list[tuple[int, int, Event]] = []
+        self._due: list[tuple[int, int, Event | Callable[[], Event]]] = []
         self._sent = 0
 
     def window(self) -> list[tuple[int, bytes]]:
@@ -89,7 +89,7 @@ class Town:
         came = []
         while self._due and self._due[0][0] < end:
             at_ms, _, event = heapq.heappop(self._due)
-            came.append((at_ms, msgspec.json.encode(event)))
+            came.append((at_ms, msgspec.json.encode(event() if callable(event) else event)))
         return came
 
     def _deliveries(self, start_ms: int) -> Iterator[Delivery]:

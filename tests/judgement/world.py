@@ -105,7 +105,7 @@ def pipeline(**changed: Any) -> Pipeline:
         "join": "order",
         "features": [hour, rush, distance, items, "region", "channel", "hint"],
         "label": Label("minutes", within=timedelta(hours=6)),
-        "models": {"learned": Model(learned, ASKED), "usual": Model(usual, ASKED, warmup=0)},
+        "models": {"learned": Model(learned, ASKED, warmup=500), "usual": Model(usual, ASKED, warmup=0)},
         "serve": "learned",
         "fallback": "usual",
         "bounds": Bounds(0.0, 120.0),
@@ -175,10 +175,12 @@ class World:
         self.told: list[Told] = []
         self.served = Served()
         self.learning = True  # whether learn is at work
+        self.publishing = True  # whether new versions reach score
+        self.answers: dict[str, float] = {}  # by order, as served; of the last ones
         self.report: Callable[[Vitals], Vitals] = lambda vitals: vitals  # what agents' reports become
         self._ends: Counter[str] = Counter()
         self._examples: deque[Stored] = deque(maxlen=20_000)  # what retention leaves
-        self._models: deque[Stored] = deque(maxlen=100)
+        self._models: deque[Stored] = deque(maxlen=400)
         self._verdicts: list[Stored] = []
         self._decode = msgspec.json.Decoder(Prediction).decode
         self._example = msgspec.json.Decoder(Example).decode
@@ -225,15 +227,20 @@ class World:
         topics = [self.pipeline.topic(suffix) for suffix in suffixes]
         return Progress({TopicPartition(topic, 0): self._ends[topic] for topic in topics})
 
-    def serve_with(self, declared: Pipeline) -> None:
-        """Another process scores from now on, with a declaration of its own."""
+    def serve_with(self, declared: Pipeline, models: Sequence[Stored] | None = None) -> None:
+        """Another process scores from now on, with a declaration of its own, or with these versions only."""
         self._scorer = Score(self._runtime_of(declared))
         self._scorer.verdicts._known_at = float("inf")
         self.score = ScoreWork(self._scorer, self._progress("facts"), FoldState(), fresh=True)
         for record in self._verdicts:
             self._scorer.verdicts._apply(record)
-        for record in self._models:
+        for record in self._models if models is None else models:
             self._scorer.versions._apply(record)
+
+    @property
+    def versions(self) -> list[Stored]:
+        """The records of versions, oldest first, of which the log keeps the newer ones."""
+        return list(self._models)
 
     def restart_supervisor(self) -> None:
         """Another process takes over: of health it has what the table holds, the rest it reads from the log."""
@@ -257,7 +264,7 @@ class World:
             (self._models, other._models),
             (self._verdicts, other._verdicts),
         ):
-            ours.extend(theirs)  # type: ignore[arg-type]
+            ours.extend(theirs)
         for record in other._verdicts:
             other._learner.verdicts._apply(record)
         for student in other.students.values():
@@ -269,6 +276,7 @@ class World:
         for work in (other.ingest, other.join, other.learn, other.score):
             work._since_ms = int(self.clock.ms)
         other._scorer._since_ms = int(self.clock.ms)
+        other._run(other._scorer.versions._look())
         return other
 
     # --- the log ---
@@ -338,6 +346,8 @@ class World:
         for record in predictions:
             said = self._decode(record.value or b"")
             self.served.by[said.model] += 1
+            if isinstance(said.value, float):
+                self.answers[said.key] = said.value
             self.served.out_of_bounds += not self.pipeline.bounds.admits(said.value)
 
     def _joined(self, side: str, records: Sequence[Stored]) -> None:
@@ -366,7 +376,8 @@ class World:
         for key, value in self.learn.snapshot(self.clock.seconds()):
             record = self.appended(Out(self.pipeline.topic("models"), 0, key, value), int(self.clock.ms))
             self._models.append(record)
-            self._scorer.versions._apply(record)
+            if self.publishing:
+                self._scorer.versions._apply(record)
             self.supervisor._known.model(record)
 
     def _begin(self, student: Student) -> None:
