@@ -291,6 +291,7 @@ class ScoreWork(Tracked):
                 to_ms=self._since_ms,
                 asked=seen.asked,
                 served=seen.served,
+                warming=seen.warming,
                 out_of_bounds=seen.out_of_bounds,
                 raised=seen.raised,
                 seconds=seen.seconds,
@@ -378,6 +379,7 @@ class Score(Agent):
                 line=manifest.line,
                 from_ms=now,
                 to_ms=now,
+                warming=int(manifest.learned < self.pipeline.models[manifest.model].warmup),
                 gate=code,
             )
             for manifest, code in refusals.values()

@@ -105,6 +105,7 @@ class Observed:
     line: int = 0
     asked: int = 0
     served: int = 0
+    warming: int = 0
     out_of_bounds: int = 0
     raised: int = 0  # those that took too long among them
     seconds: float = 0.0
@@ -114,6 +115,7 @@ class Observed:
         self.version, self.line = other.version, other.line
         self.asked += other.asked
         self.served += other.served
+        self.warming += other.warming
         self.out_of_bounds += other.out_of_bounds
         self.raised += other.raised
         self.seconds += other.seconds
@@ -273,6 +275,7 @@ def _ask(
         version=version.version,
         line=version.line,
         asked=len(where),
+        warming=len(where) if warming(pipeline, version) else 0,
         out_of_bounds=len(bad) - raised,
         raised=raised,
         seconds=seconds,

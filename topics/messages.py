@@ -306,6 +306,7 @@ class Vitals(ControlRecord):
     # score
     asked: int = 0
     served: int = 0
+    warming: int = 0  # of those asked, by a version that has learned too little to be served
     out_of_bounds: int = 0
     raised: int = 0
     seconds: float = 0.0  # spent predicting

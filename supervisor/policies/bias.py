@@ -26,17 +26,19 @@ FADING = 0.05  # of a block, in the usual standard deviation
 
 class Residuals(Memory):
     sd: float = 0.0  # the usual one of single residuals
+    unit: float = 0.0  # the bias that is allowed
     trail: Trail = Trail()
 
-    def after(self, new: Block, limits: Limits) -> Residuals:
+    def after(self, new: Block, scale: float, limits: Limits) -> Residuals:
+        """`scale` is the baseline's error: what is small beside it is no bias that anybody would mind."""
         if new.size < 2:
             return self
         sd = math.sqrt(new.variance)
         usual = self.sd + FADING * (min(sd, 3 * self.sd) - self.sd) if self.sd else sd
-        unit = limits.max_bias * usual
+        unit = max(limits.max_bias * usual, limits.margin * scale)
         floor = Floor(young=YOUNG * unit, mature=MATURE * unit)
         trail = self.trail.after(new, floor, limits.season_ms, limits.log_odds)
-        return self.model_copy(update={"sd": usual, "trail": trail})
+        return self.model_copy(update={"sd": usual, "unit": unit, "trail": trail})
 
 
 class Memories(Memory):
@@ -60,10 +62,12 @@ def _seen(known: Memories, vitals: Vitals, limits: Limits) -> Memories:
     parts = dict(known.parts)
     told: dict[str, Moments] = {ALL: vitals.residuals}
     told |= {name: each.residuals for name, each in vitals.slices.items() if each.residuals.count}
+    base = vitals.baselines
+    scale = base.total / base.count if base.count else 0.0
     for name, m in told.items():
         if name in parts or len(parts) <= MAX_SLICES:
             block = Block(vitals.from_ms, vitals.to_ms, m.count, m.total, m.squares)
-            parts[name] = parts.get(name, Residuals()).after(block, limits)
+            parts[name] = parts.get(name, Residuals()).after(block, scale, limits)
     return known.model_copy(update={"parts": parts})
 
 
@@ -82,9 +86,8 @@ def _always(each: Residuals, now: int, limits: Limits) -> list[Finding]:
     """Off over a whole season: overall only, for a model may have no feature that tells a slice."""
     trail = each.trail
     whole = trail.since_ms and now - trail.since_ms > limits.season_ms
-    least = limits.max_bias * each.sd
     both = min(trail.mean * math.copysign(1.0, trail.last), abs(trail.last))  # of one sign, now and all along
-    if not whole or trail.blocks < LEAST_BLOCKS or both <= least:
+    if not whole or trail.blocks < LEAST_BLOCKS or both <= each.unit:
         return []
     reason = f"labels have always lain {trail.mean:+.4g} from the answers; they spread by {each.sd:.4g}"
     return [Finding(BIAS, reason, trail.since_ms, {"bias": trail.mean, "sd": each.sd})]

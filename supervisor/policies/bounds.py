@@ -1,4 +1,7 @@
-"""Answers outside the declared range, not finite, or none at all; and versions that the gate refused for it."""
+"""Answers outside the declared range, not finite, or none at all; and versions that the gate refused for it.
+
+What a version says before its declared warm-up is served to nobody, and is no one's to judge.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ BOUNDS = "bounds"
 
 
 def bounds(health: Health, vitals: Vitals | None, now: int, limits: Limits) -> tuple[Health, list[Finding]]:
-    if vitals is not None and vitals.agent == "score":
+    if vitals is not None and vitals.agent == "score" and not vitals.warming:
         health = _seen(health, vitals, limits, now)
     found = (_out(health, limits, now), _refused(health))
     return health, [f for f in found if f is not None]

@@ -40,7 +40,7 @@ class Memories(Memory):
 
 def collapse(health: Health, vitals: Vitals | None, now: int, limits: Limits) -> tuple[Health, list[Finding]]:
     known = health.recall(COLLAPSE, Memories)
-    if vitals is not None and vitals.agent == "score" and vitals.answers.count:
+    if vitals is not None and vitals.agent == "score" and vitals.answers.count and not vitals.warming:
         a = vitals.answers
         block = Block(vitals.from_ms, vitals.to_ms, a.count, a.total, a.squares)
         known = _seen(known, block, a.low == a.high, limits)

@@ -63,7 +63,7 @@ def _new_line(health: Health, vitals: Vitals, now: int) -> Health:
 
 def _part(vitals: Vitals, share: float) -> Vitals:
     """A record of which the rest was counted before. What was sampled says nothing of a part."""
-    counted = ("asked", "served", "out_of_bounds", "raised", "learned", "labelled")
+    counted = ("asked", "warming", "served", "out_of_bounds", "raised", "learned", "labelled")
     summed = ("error", "baseline_error", "seconds")
     sampled = ("answers", "sketch", "errors", "baselines", "residuals", "golden", "slices", "products")
     fresh = Vitals(agent=vitals.agent, replica="", model="", from_ms=0, to_ms=0)
@@ -85,6 +85,8 @@ def _sound(vitals: Vitals) -> Vitals:
 
 
 def _scored(health: Health, vitals: Vitals) -> dict[str, object]:
+    if vitals.warming:
+        return {}
     refused = vitals.gate.split(":")[0].strip() in GATE_REFUSALS
     # A version that answered passed the gate: the refusal then concerns another one.
     bad = vitals.out_of_bounds + vitals.raised

@@ -129,7 +129,7 @@ def _counted(known: Memories, vitals: Vitals, limits: Limits) -> Memories:
 
 
 def _refused(known: Memories, vitals: Vitals) -> Memories:
-    foreign = vitals.gate and vitals.gate.split(":")[0].strip() not in GATE_REFUSALS
+    foreign = vitals.gate and not vitals.warming and vitals.gate.split(":")[0].strip() not in GATE_REFUSALS
     if foreign:
         began = known.refused_ms or vitals.to_ms
         return known.model_copy(

@@ -97,7 +97,7 @@ def shift(health: Health, vitals: Vitals | None, now: int, limits: Limits) -> tu
     known = health.recall(SHIFT, Memories)
     if vitals is not None and vitals.agent == "score" and (vitals.sketch.count or vitals.features):
         columns = dict(known.columns)
-        for name, new in {ANSWERS: vitals.sketch, **vitals.features}.items():
+        for name, new in {ANSWERS: Sketch() if vitals.warming else vitals.sketch, **vitals.features}.items():
             if new.count and (name in columns or len(columns) < MAX_COLUMNS):
                 column = columns.get(name, Column())
                 columns[name] = column.after(new, vitals.from_ms, vitals.to_ms, limits)

@@ -29,7 +29,7 @@ def story() -> Row:
 
 def test_it_is_noticed_and_mended() -> None:
     row = story()
-    assert row.delay <= 10 and row.action == "alarm"
+    assert row.delay <= 10 and row.action == "quarantined"
 
 
 def test_its_twin_is_left_alone() -> None:

@@ -17,15 +17,13 @@ class Promised(Memory):
     most: float = 0.0
 
 
-def no_promise_beyond_an_hour(
-    health: Health, vitals: Vitals | None, now: int
-) -> tuple[Health, list[Finding]]:
+def no_wild_promise(health: Health, vitals: Vitals | None, now: int) -> tuple[Health, list[Finding]]:
     known = health.recall("promise", Promised)
     if vitals is not None and vitals.agent == "score" and vitals.answers.high is not None:
         known = Promised(since_ms=known.since_ms, most=vitals.answers.high)
         health = health.remember("promise", known)
     found = Finding("promise", f"promised {known.most:.0f} minutes", now, {"minutes": known.most})
-    return health, [found] if known.most > 60 else []
+    return health, [found] if known.most > 85 else []
 
 
 # own: end
@@ -33,12 +31,12 @@ def no_promise_beyond_an_hour(
 
 def test_it_raises_its_alarm() -> None:
     objectives = replace(OBJECTIVES, season=timedelta(days=1))
-    declared = pipeline(policies=[no_promise_beyond_an_hour], objectives=objectives)
+    declared = pipeline(policies=[no_wild_promise], objectives=objectives)
     world = World(Town(3, rate=20, step_ms=STEP_MS), declared)
     for _ in range(40):
         world.window()
     assert world.told == []
-    world.town.truth = lambda order, at_ms: 90.0
+    world.town.truth = lambda order, at_ms: 95.0
     for _ in range(40):
         world.window()
     world.close()
