@@ -25,24 +25,27 @@ GRAINS = 1_000  # blocks of history per season: 10 minutes of a week
 SEASONS = 2  # of history remembered
 MIN_HISTORY = 12  # blocks of history before anything is held against it
 HELD = 6  # blocks kept out of the history: what has just begun to go wrong must not become the rule
-RISEN = math.log(2.0)
 
 
 class Evidence(NamedTuple):
-    """Per bet, log(1 + odds) against the null hypothesis, and since when they have been against it."""
+    """Per bet: log(1 + odds) against the null hypothesis; and Page's sum, which is 0 where all looked well last,
+    and where that was: the likeliest time of the change."""
 
     logs: tuple[float, ...] = (0.0,) * len(BETS)
+    sums: tuple[float, ...] = (0.0,) * len(BETS)
     risen_ms: tuple[int, ...] = (0,) * len(BETS)
 
     def after(self, z: float, at_ms: int, log_odds: float) -> Evidence:
         """One block further, which began at `at_ms`; its score has mean 0 or less if all is well."""
         z = max(-CLIP, min(CLIP, z))
-        logs, risen = [], []
-        for bet, log, since in zip(BETS, self.logs, self.risen_ms, strict=True):
-            risen.append(since if log > RISEN else at_ms)
-            log = _log1p_exp(log + bet * z - bet * bet / 2)
-            logs.append(min(log, log_odds + math.log(len(BETS)) + MAX_EXCESS))
-        return Evidence(tuple(logs), tuple(risen))
+        most = log_odds + math.log(len(BETS)) + MAX_EXCESS
+        logs, sums, risen = [], [], []
+        for bet, log, known, since in zip(BETS, self.logs, self.sums, self.risen_ms, strict=True):
+            ratio = bet * z - bet * bet / 2
+            risen.append(since if known > 0 else at_ms)
+            logs.append(min(_log1p_exp(log + ratio), most))
+            sums.append(min(max(0.0, known + ratio), most))
+        return Evidence(tuple(logs), tuple(sums), tuple(risen))
 
     def against(self, log_odds: float) -> int | None:
         """Since when (ms), if the odds are reached: the mixture's, with equal weights of the bets."""
