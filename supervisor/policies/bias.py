@@ -7,6 +7,7 @@ no news. What is off by more than ever, or by much over a whole season, is.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from pydantic import Field
 
@@ -24,7 +25,7 @@ LEAST_BLOCKS = 50  # of history behind what is said of a season
 FADING = 0.05  # of a block, in the usual standard deviation
 
 
-class Residuals(Memory):
+class Residuals(NamedTuple):
     sd: float = 0.0  # the usual one of single residuals
     unit: float = 0.0  # the bias that is allowed
     trail: Trail = Trail()
@@ -38,14 +39,14 @@ class Residuals(Memory):
         unit = max(limits.max_bias * usual, limits.margin * scale)
         floor = Floor(young=YOUNG * unit, mature=MATURE * unit)
         trail = self.trail.after(new, floor, limits.season_ms, limits.log_odds)
-        return self.model_copy(update={"sd": usual, "unit": unit, "trail": trail})
+        return Residuals(usual, unit, trail)
 
 
 class Memories(Memory):
     parts: dict[str, Residuals] = Field(default_factory=dict)
 
     def renewed(self, since_ms: int) -> Memory:
-        kept = {n: r.model_copy(update={"trail": r.trail.renewed()}) for n, r in self.parts.items()}
+        kept = {n: r._replace(trail=r.trail.renewed()) for n, r in self.parts.items()}
         return Memories(since_ms=since_ms, parts=kept)
 
 
@@ -54,6 +55,8 @@ def bias(health: Health, vitals: Vitals | None, now: int, limits: Limits) -> tup
     if vitals is not None and vitals.agent == "learn" and vitals.residuals.count:
         known = _seen(known, vitals, limits)
         health = health.remember(BIAS, known)
+    if vitals is not None:
+        return health, []
     found = [f for name, each in known.parts.items() for f in _found(name, each, now, limits)]
     return health, found[:1]
 

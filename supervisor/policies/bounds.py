@@ -17,8 +17,9 @@ BOUNDS = "bounds"
 
 
 def bounds(health: Health, vitals: Vitals | None, now: int, limits: Limits) -> tuple[Health, list[Finding]]:
-    if vitals is not None and vitals.agent == "score" and not vitals.warming:
-        health = _seen(health, vitals, limits, now)
+    if vitals is not None:
+        wanted = vitals.agent == "score" and not vitals.warming
+        return _seen(health, vitals, limits, now) if wanted else health, []
     found = (_out(health, limits, now), _refused(health))
     return health, [f for f in found if f is not None]
 

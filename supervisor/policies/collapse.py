@@ -45,7 +45,7 @@ def collapse(health: Health, vitals: Vitals | None, now: int, limits: Limits) ->
         block = Block(vitals.from_ms, vitals.to_ms, a.count, a.total, a.squares)
         known = _seen(known, block, a.low == a.high, limits)
         health = health.remember(COLLAPSE, known)
-    return health, _found(known, limits)
+    return health, _found(known, limits) if vitals is None else []
 
 
 def _seen(known: Memories, new: Block, constant: bool, limits: Limits) -> Memories:

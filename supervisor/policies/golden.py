@@ -31,6 +31,8 @@ def golden(health: Health, vitals: Vitals | None, now: int, limits: Limits) -> t
     if vitals is not None and vitals.agent == "learn" and vitals.golden.count:
         known = _seen(known, vitals, limits)
         health = health.remember(GOLDEN, known)
+    if vitals is not None:
+        return health, []
     since_ms = known.logs.up.against(limits.log_odds)
     if since_ms is not None:
         moved, usual = math.exp(known.logs.last), math.exp(known.logs.mean)

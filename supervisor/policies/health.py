@@ -121,6 +121,8 @@ class Health(ControlRecord):
         return renewed
 
     def remember(self, policy: str, memory: Memory) -> Health:
+        if self.memory.get(policy) is memory:
+            return self
         return self.model_copy(update={"memory": {**self.memory, policy: memory}})
 
     def within(self, line: int, since_ms: int) -> Health:
@@ -162,7 +164,8 @@ class Finding:
     grave: bool = False
 
 
-# Folds one vitals record of the model, or only looks (None); `now` in epoch ms.
+# Takes up one vitals record of the model, or says what it finds (None); `now` in epoch ms. Findings beside a
+# record are not looked at.
 Policy: TypeAlias = Callable[[Health, Vitals | None, int], tuple[Health, list[Finding]]]
 
 

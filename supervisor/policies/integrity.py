@@ -105,7 +105,7 @@ def integrity(
     if vitals is not None:
         known = _refused(_counted(known, vitals, limits), vitals)
         health = health.remember(INTEGRITY, known)
-    return health, _found(known, limits)
+    return health, _found(known, limits) if vitals is None else []
 
 
 def _counted(known: Memories, vitals: Vitals, limits: Limits) -> Memories:

@@ -33,7 +33,7 @@ def labels(health: Health, vitals: Vitals | None, now: int, limits: Limits) -> t
     if vitals is not None and vitals.agent == "join":
         known = _seen(known, vitals, limits)
         health = health.remember(LABELS, known)
-    return health, _found(known, limits)
+    return health, _found(known, limits) if vitals is None else []
 
 
 def _seen(known: Memories, vitals: Vitals, limits: Limits) -> Memories:
@@ -87,6 +87,6 @@ def _found(known: Memories, limits: Limits) -> list[Finding]:
     if shifted is None:
         return []
     since_ms, index = shifted
-    usual = known.values.index.mean**2
+    usual = known.values.moved.mean**2
     reason = f"labels shifted: stability index {index:.2f}; it used to be {usual:.2f}"
     return [Finding(LABELS, reason, since_ms, {"psi": index, "usual": usual})]

@@ -28,6 +28,8 @@ def latency(health: Health, vitals: Vitals | None, now: int, limits: Limits) -> 
     if vitals is not None and vitals.agent == "score":
         known = _waited(_timed(known, vitals, limits), vitals, limits)
         health = health.remember(LATENCY, known)
+    if vitals is not None:
+        return health, []
     if known.slow >= RUN:
         reason = f"{known.us:.0f} µs per fact; {limits.max_us:.0f} are the objective"
         return health, [Finding(LATENCY, reason, known.slow_ms, {"us": known.us, "objective": limits.max_us})]

@@ -7,6 +7,7 @@ better than that, stays and is reported.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from pydantic import Field
 
@@ -22,7 +23,7 @@ MAX_SLICES = 16  # judged by themselves, those that came first
 SLICE_SHIFT = 0.25  # of a standard deviation of the difference that a slice may be worse by
 
 
-class Difference(Memory):
+class Difference(NamedTuple):
     """Of paired errors: the open block, a usual standard deviation, and the evidence that it is above 0."""
 
     part: Block = Block()
@@ -34,14 +35,14 @@ class Difference(Memory):
         part = self.part.plus(new)
         seen = self.seen + new.size
         if part.size < BLOCK / 2:
-            return self.model_copy(update={"part": part, "seen": seen})
+            return self._replace(part=part, seen=seen)
         sd = math.sqrt(part.variance)
         usual = max(sd, self.sd / 2)  # a block of chance equals is no certainty
         score = part.mean / usual - shift if usual else math.copysign(WORST, part.mean) if part.mean else 0.0
         z = score * math.sqrt(part.size / DEPENDENCE)
         worse = self.worse.after(z, part.from_ms, limits.log_odds)
         usual_sd = self.sd + (min(sd, 3 * self.sd) - self.sd) / 20 if self.sd else sd
-        return self.model_copy(update={"part": Block(), "seen": seen, "sd": usual_sd, "worse": worse})
+        return Difference(Block(), seen, usual_sd, worse)
 
 
 class Memories(Memory):
@@ -68,6 +69,8 @@ def quality(health: Health, vitals: Vitals | None, now: int, limits: Limits) -> 
         window = trim(window, limits.window_examples, now - limits.window_ms)
         known = _seen(known, vitals, limits)
         health = health.model_copy(update={"examples": window}).remember(QUALITY, known)
+    if vitals is not None:
+        return health, []
     found = [_baseline(health, known, limits, now), _own(known, limits), _slice(known, limits)]
     return health, [f for f in found if f is not None]
 

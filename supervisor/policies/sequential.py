@@ -11,9 +11,7 @@ two of its own standard deviations, seasons included, before anything counts aga
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
-
-from ...topics.messages import ControlRecord
+from typing import Any, NamedTuple
 
 BETS = (0.5, 1.0, 2.0)  # standard deviations of a block: slow, middling and abrupt changes
 CLIP = 5.0  # of a block's score: no single block, however odd, is an alarm (its evidence is 8 of 13.8)
@@ -99,7 +97,7 @@ class Floor(NamedTuple):
     relative: bool = False
 
 
-class Trail(ControlRecord):
+class Trail(NamedTuple):
     """A value's own history, and the evidence that it has left it upwards or downwards.
 
     The history is of blocks as long as a thousandth of the season; the test is of blocks as short as `BLOCK`
@@ -120,7 +118,7 @@ class Trail(ControlRecord):
 
     def renewed(self) -> Trail:
         """The history without the accusations."""
-        return self.model_copy(update={"part": Block(), "up": Evidence(), "down": Evidence()})
+        return self._replace(part=Block(), up=Evidence(), down=Evidence())
 
     def after(
         self,
@@ -138,7 +136,7 @@ class Trail(ControlRecord):
             return self
         since_ms = self.since_ms or new.from_ms
         part = self.part.plus(new)
-        update: dict[str, object] = {"since_ms": since_ms, "part": part}
+        update: dict[str, Any] = {"since_ms": since_ms, "part": part}
         if part.size >= size:
             update["part"], update["last"] = Block(), part.mean
             sd = self.deviation(floor, part.to_ms, season_ms)
@@ -148,8 +146,7 @@ class Trail(ControlRecord):
                 z = (part.mean - self.mean) / error if error else 0.0
                 update["up"] = self.up.after(z - SLACK, part.from_ms, log_odds)
                 update["down"] = self.down.after(-z - SLACK, part.from_ms, log_odds)
-        known = self.model_copy(update=update)
-        return known._learned(new, floor, season_ms, size)
+        return self._replace(**update)._learned(new, floor, season_ms, size)
 
     def _of_share(self, floor: Floor) -> float:
         usual = min(max(self.mean, floor.mature), 1 - floor.mature)
@@ -166,10 +163,10 @@ class Trail(ControlRecord):
     def _learned(self, new: Block, floor: Floor, season_ms: int, size: float) -> Trail:
         grain = self.grain.plus(new)
         if grain.size < size or grain.to_ms - grain.from_ms < season_ms // GRAINS:
-            return self.model_copy(update={"grain": grain})
-        *held, oldest = (grain.mean, *self.held) if len(self.held) >= HELD else (grain.mean, *self.held, None)
-        known = self.model_copy(update={"grain": Block(), "held": tuple(held)})
-        return known if oldest is None else known._remembered(oldest, floor, grain.to_ms, season_ms)
+            return self._replace(grain=grain)
+        held = (grain.mean, *self.held)
+        known = self._replace(grain=Block(), held=held[:HELD])
+        return known if len(held) <= HELD else known._remembered(held[HELD], floor, grain.to_ms, season_ms)
 
     def _remembered(self, value: float, floor: Floor, now_ms: int, season_ms: int) -> Trail:
         sd = self.deviation(floor, now_ms, season_ms)
@@ -180,4 +177,4 @@ class Trail(ControlRecord):
         step = value - self.mean
         mean = self.mean + step / (blocks + 1)
         spread = self.spread * kept + step * (value - mean)
-        return self.model_copy(update={"blocks": blocks + 1, "mean": mean, "spread": spread})
+        return self._replace(blocks=blocks + 1, mean=mean, spread=spread)

@@ -7,11 +7,12 @@ histogram changes with every hour by itself; what counts is an index that leaves
 from __future__ import annotations
 
 import math
+from typing import Any, NamedTuple
 
 from pydantic import Field
 
 from ...models.sketch import psi
-from ...topics.messages import ControlRecord, Sketch, Vitals
+from ...topics.messages import Sketch, Vitals
 from .health import Finding, Health, Memory
 from .limits import Limits
 from .sequential import GRAINS, SEASONS, Block, Floor, Trail
@@ -26,18 +27,18 @@ MAX_COLUMNS = 32  # judged, those that came first
 MAX_BINS = 48  # of the long-run histogram; the rarest go
 
 
-class Column(ControlRecord):
+class Column(NamedTuple):
     """One column: its long-run histogram, and how the index and the nulls went."""
 
-    usual: dict[str, float] = Field(default_factory=dict)
+    usual: dict[str, float] = {}  # never changed in place
     learned_ms: int = 0
     from_ms: int = 0
     part: Sketch = Sketch()
-    index: Trail = Trail()
+    moved: Trail = Trail()  # the index's square root, block by block
     nulls: Trail = Trail()
 
     def renewed(self) -> Column:
-        return self.model_copy(update={"index": self.index.renewed(), "nulls": self.nulls.renewed()})
+        return self._replace(moved=self.moved.renewed(), nulls=self.nulls.renewed())
 
     def after(self, new: Sketch, from_ms: int, to_ms: int, limits: Limits) -> Column:
         if not new.count:
@@ -45,7 +46,7 @@ class Column(ControlRecord):
         nulls = Block(from_ms, to_ms, new.count, new.nulls, new.nulls)
         began = self.from_ms if self.part.count else from_ms
         part = _plus(self.part, new)
-        update: dict[str, object] = {
+        update: dict[str, Any] = {
             "nulls": self.nulls.after(nulls, NULLS, limits.season_ms, limits.log_odds, share=True),
             "from_ms": began,
             "part": part,
@@ -55,15 +56,15 @@ class Column(ControlRecord):
             if self.usual:
                 distance = math.sqrt(max(0.0, psi(self.usual, {b: float(n) for b, n in part.bins.items()})))
                 one = Block(began, to_ms, 1.0, distance, distance**2)
-                update["index"] = self.index.after(one, INDEX, limits.season_ms, limits.log_odds, size=1)
+                update["moved"] = self.moved.after(one, INDEX, limits.season_ms, limits.log_odds, size=1)
             if not self.usual or to_ms - self.learned_ms >= limits.season_ms // GRAINS:
                 update |= {"usual": _mixed(self.usual, part), "learned_ms": to_ms}
-        return self.model_copy(update=update)
+        return self._replace(**update)
 
     def shifted(self, limits: Limits) -> tuple[int, float] | None:
         """Since when (ms), and by what index."""
-        since_ms = self.index.up.against(limits.log_odds)
-        index = self.index.last**2
+        since_ms = self.moved.up.against(limits.log_odds)
+        index = self.moved.last**2
         return None if since_ms is None or index < limits.min_psi else (since_ms, index)
 
 
@@ -103,6 +104,8 @@ def shift(health: Health, vitals: Vitals | None, now: int, limits: Limits) -> tu
                 columns[name] = column.after(new, vitals.from_ms, vitals.to_ms, limits)
         known = known.model_copy(update={"columns": columns})
         health = health.remember(SHIFT, known)
+    if vitals is not None:
+        return health, []
     found = [f for name, column in known.columns.items() for f in _found(name, column, limits)]
     return health, found[:1]  # one alarm: the first column's name leads to the others
 
@@ -112,7 +115,7 @@ def _found(name: str, column: Column, limits: Limits) -> list[Finding]:
     shifted = column.shifted(limits)
     if shifted is not None:
         since_ms, index = shifted
-        usual = column.index.mean**2
+        usual = column.moved.mean**2
         reason = f"{what} shifted: stability index {index:.2f}; it used to be {usual:.2f}"
         return [Finding(SHIFT, reason, since_ms, {"psi": index, "usual": usual})]
     missing_ms = column.nulls.up.against(limits.log_odds)

@@ -31,7 +31,7 @@ def staleness(
     health: Health, vitals: Vitals | None, now: int, limits: Limits
 ) -> tuple[Health, list[Finding]]:
     if vitals is not None:
-        health = _seen(health, vitals, limits, now)
+        return _seen(health, vitals, limits, now), []
     known = health.recall(STALENESS, Memories)
     found = [
         _silent(health, limits),
