@@ -12,7 +12,7 @@ WEEKLY_GROWTH = 0.05
 
 
 def month(seed: int) -> World:
-    """Days, nights, weekends and growth, from the first fact on, with nothing but defaults."""
+    """Days, nights, weekends and growth, from the first fact on."""
     world = World(Town(seed, rate=MONTH_RATE, growth=WEEKLY_GROWTH, step_ms=MONTH_STEP_MS))
     run(world, MONTH_DAYS * DAY_MS)
     return world
