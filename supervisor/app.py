@@ -7,6 +7,7 @@ a death between a table and a message loses nothing: the verdict is still due, a
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -178,7 +179,8 @@ class Supervisor(Service):
         self._joining: asyncio.Task[None] | None = None
         self._read = False
         self._healths: dict[str, tuple[bytes, Health]] = {}  # decoded table values
-        self._pipeline_health: Health | None = None  # not yet in the table
+        self._pipeline_health: Health | None = None  # newer than the one in the table
+        self._pipeline_kept = -math.inf  # monotonic seconds
         self._app, self._table = self._build(pipeline.name)
 
     @property
@@ -325,10 +327,13 @@ class Supervisor(Service):
         if after is before:
             return
         if model == LOG:
-            # Agents tell of it several times a second, and it is large: it is kept once a tick.
+            # Agents tell of it several times a second, and it is large: it is kept once a tick, here, for Faust
+            # lets a table change only while a record is at hand. A crash costs that much of its evidence.
             self._pipeline_health = after
-        else:
-            self._keep(model, after)
+            if time.monotonic() - self._pipeline_kept < TICK_S:
+                return
+            self._pipeline_kept = time.monotonic()
+        self._keep(model, after)
         self._news.add(model)
 
     def _keep(self, model: str, health: Health) -> None:
@@ -359,11 +364,9 @@ class Supervisor(Service):
 
     async def _tick(self) -> None:
         if not self.judging or self.should_stop:
+            self._pipeline_health = None  # whoever judges meanwhile keeps it in the table
             return
         now = self._clock()
-        if self._pipeline_health is not None:
-            self._keep(LOG, self._pipeline_health)
-            self._pipeline_health = None
         due = [v for model in self._to_judge() for v in self._judge(model, now)]
         written = self._written()
         changed = self._known.untold(written)
