@@ -7,7 +7,6 @@ a death between a table and a message loses nothing: the verdict is still due, a
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -179,8 +178,6 @@ class Supervisor(Service):
         self._joining: asyncio.Task[None] | None = None
         self._read = False
         self._healths: dict[str, tuple[bytes, Health]] = {}  # decoded table values
-        self._pipeline_health: Health | None = None  # newer than the one in the table
-        self._pipeline_kept = -math.inf  # monotonic seconds
         self._app, self._table = self._build(pipeline.name)
 
     @property
@@ -326,13 +323,6 @@ class Supervisor(Service):
         after = fold(before, vitals, self._policies[model], self._clock())
         if after is before:
             return
-        if model == LOG:
-            # Agents tell of it several times a second, and it is large: it is kept once a tick, here, for Faust
-            # lets a table change only while a record is at hand. A crash costs that much of its evidence.
-            self._pipeline_health = after
-            if time.monotonic() - self._pipeline_kept < TICK_S:
-                return
-            self._pipeline_kept = time.monotonic()
         self._keep(model, after)
         self._news.add(model)
 
@@ -348,8 +338,6 @@ class Supervisor(Service):
         self._healths[model] = (value, health)
 
     def _health(self, model: str) -> Health:
-        if model == LOG and self._pipeline_health is not None:
-            return self._pipeline_health
         value = self._table.get(model or LOG_KEY)
         if value is None:
             return Health(model=model)
@@ -364,7 +352,6 @@ class Supervisor(Service):
 
     async def _tick(self) -> None:
         if not self.judging or self.should_stop:
-            self._pipeline_health = None  # whoever judges meanwhile keeps it in the table
             return
         now = self._clock()
         due = [v for model in self._to_judge() for v in self._judge(model, now)]
