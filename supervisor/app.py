@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
@@ -23,15 +23,15 @@ from pydantic import ValidationError
 from ..models.routing import Routing
 from ..topics.connection import Connection
 from ..topics.log import Out, Record, Writer
-from ..topics.messages import Incident, Manifest, State, Verdict, Vitals
+from ..topics.messages import ControlRecord, Incident, Manifest, State, Verdict, Vitals
 from ..topics.tail import Tail
 from . import incidents as episodes
-from .lifecycle import IN_TRAFFIC, QUARANTINES, Book, KnownVersion, decide, obeyed, operator_verdict
-from .policies import Finding, Health, Limits, findings, policy
+from .lifecycle import IN_TRAFFIC, Book, KnownVersion, decide, obeyed, operator_verdict
+from .policies import Finding, Health, Limits, Policy, fold, look, of_models, of_pipelines
 
 log = structlog.get_logger(__name__)
 
-R = TypeVar("R", Verdict, Incident, Manifest, Vitals)
+R = TypeVar("R", Verdict, Incident, Manifest, Vitals, Health)
 
 TICK_S = 0.25  # between judgements: a quarter of the second in which a verdict is to be obeyed
 REISSUE_MS = 2_000  # a verdict not read back by then is written again: twenty polls of the reader
@@ -49,6 +49,9 @@ LEAVE_S = 2.0  # for what is starting to be up before it is stopped; Faust sleep
 CUTS = 3  # of Faust's connections when it does not leave: aiokafka connects anew for the next request
 CUT_S = 0.3  # between two of them
 OBEY_S = 10.0  # an operator's verdict is read back within this, or the broker is in trouble
+# of one model's health, a tenth of what a record may hold; built-in policies keep it below 100 kB.
+MAX_HEALTH_BYTES = 256_000
+LOG_KEY = "/"  # of the table, for LOG; no model may be named so
 LOG = ""  # stands for the model in incidents that concern no single one
 ROUND_TICKS = 4  # ticks between looks at models without news
 
@@ -123,6 +126,10 @@ class Known:
         return [i for i in told if written.get(i.id) != i]
 
 
+class _Memory(ControlRecord):
+    m: Any
+
+
 class Deaf(Exception):
     """Faust is in no group, and will not be: start another supervisor."""
 
@@ -142,8 +149,12 @@ class Supervisor(Service):
         limits: Limits,
         *,
         clock: Clock = wall_clock,
+        policies: Mapping[str, Sequence[Policy]] | None = None,
     ) -> None:
+        """`policies` are those of each model, and of the pipeline under ""; built-in ones by `limits` otherwise."""
         super().__init__()
+        built_in = {LOG: of_pipelines(limits), **dict.fromkeys(pipeline.models, of_models(limits))}
+        self._policies: Mapping[str, Sequence[Policy]] = {**built_in, **(policies or {})}
         self._pipeline = pipeline
         self._limits = limits
         self._clock = clock
@@ -301,21 +312,40 @@ class Supervisor(Service):
             self._troubles[place] = Finding(place, why, vitals.to_ms)
         if vitals.labelled or (vitals.agent == "join" and vitals.counts.get("examples")):
             self._arriving_ms = max(self._arriving_ms, vitals.to_ms)
-        if vitals.model not in self._known.book.courses:
+        if vitals.model in self._known.book.courses or vitals.model == LOG:
+            self._fold(vitals)
+
+    def _fold(self, vitals: Vitals) -> None:
+        model, before = vitals.model, self._health(vitals.model)
+        course = self._known.book.courses.get(model)
+        if course is not None and course.since_ms > before.judged_ms:
+            before = before.model_copy(update={"judged_ms": course.since_ms})
+        after = fold(before, vitals, self._policies[model], self._clock())
+        if after is before:
             return
-        before = self._health(vitals.model)
-        after = policy(before, vitals, self._limits, self._clock())
-        if after is not before:
-            self._table[vitals.model] = after.encode()
-            self._news.add(vitals.model)
+        self._keep(model, after)
+        self._news.add(model)
+
+    def _keep(self, model: str, health: Health) -> None:
+        value = health.encode()
+        if len(value) > MAX_HEALTH_BYTES:
+            largest = max(health.memory, key=lambda p: len(_Memory(m=health.memory[p]).encode()), default="")
+            log.error("health too large: forgotten", model=model, policy=largest, size=len(value))
+            memory = {p: m for p, m in health.memory.items() if p != largest}
+            health = health.model_copy(update={"memory": memory})
+            value = health.encode()
+        self._table[model or LOG_KEY] = value
+        self._healths[model] = (value, health)
 
     def _health(self, model: str) -> Health:
-        value = self._table.get(model)
+        value = self._table.get(model or LOG_KEY)
         if value is None:
             return Health(model=model)
         decoded = self._healths.get(model)
         if decoded is None or decoded[0] is not value:
-            decoded = self._healths[model] = (value, Health.model_validate_json(value))
+            # What another release wrote may not be readable: the evidence is then gathered anew.
+            health = _parse(Health, value, f"{self._pipeline.name}.supervisor.store/{model}")
+            decoded = self._healths[model] = (value, health or Health(model=model))
         return decoded[1]
 
     # --- judgement ---
@@ -330,7 +360,8 @@ class Supervisor(Service):
         for model, found in self._found.items():
             changed += episodes.alarms(written, model, self._alarming(model, found), now)
         self._found.clear()
-        changed += episodes.alarms(written, LOG, self._troubled(written, now), now)
+        found = look(self._health(LOG), self._policies[LOG], now)
+        changed += episodes.alarms(written, LOG, [*self._troubled(written, now), *found], now)
         await self._write(due, changed, now)
 
     def _troubled(self, written: Mapping[str, Incident], now: int) -> list[Finding]:
@@ -361,7 +392,8 @@ class Supervisor(Service):
         route, course = self.routing.routes[model], self._known.book.courses[model]
         health = self._health(model)
         fresh = health.within(route.line, course.since_ms)
-        found = self._found[model] = findings(fresh, self._limits, now, arriving_ms=self._arriving_ms)
+        fresh = fresh.model_copy(update={"arriving_ms": self._arriving_ms})
+        found = self._found[model] = look(fresh, self._policies[model], now)
         issued = self._issued.get(model)
         if issued is not None and issued[0].follows == route.offset:
             return [issued[0]] if now - issued[1] >= REISSUE_MS else []
@@ -374,7 +406,7 @@ class Supervisor(Service):
         """What opens an alarm: for the fallback everything, for others what takes nothing out."""
         if self.routing.routes[model].state in (State.QUARANTINED, State.DESTROYED):
             return []
-        return [f for f in found if model == self._pipeline.fallback or f.policy not in QUARANTINES]
+        return [f for f in found if model == self._pipeline.fallback or not f.grave]
 
     def _written(self) -> dict[str, Incident]:
         """Incidents as read back, or as written a moment ago."""

@@ -1,7 +1,7 @@
 """From findings to verdicts: when a model loses its traffic, how it heals, when it gets it back.
 
-Pure. Quality and bounds take a model out; staleness only raises an alarm, for a version that is too
-old is not mended by an older one. Every verdict on a line carries the line's `restore` and `skip`,
+Pure. A grave finding takes a model out; any other only raises an alarm, for a version that is, say, too old
+is not mended by an older one. Every verdict on a line carries the line's `restore` and `skip`,
 since a route is replaced whole.
 """
 
@@ -12,14 +12,13 @@ from dataclasses import dataclass, replace
 
 from ..models.routing import Route, Routing
 from ..topics.messages import Manifest, Span, State, Verdict
-from .policies import BOUNDS, QUALITY, Finding, Health, Limits, Tally, merge, worse
+from .policies import Finding, Health, Limits, Tally, merge, worse
 
 SUPERVISOR = "supervisor"
 OPERATOR = "operator"  # the policy of a verdict by hand
 HEALING = "healing"  # the policy of a verdict that leads a model back
 
 IN_TRAFFIC = frozenset({State.LIVE, State.SHADOW})
-QUARANTINES = frozenset({BOUNDS, QUALITY})  # policies whose finding takes a model out
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def decide(
     stands in for each of its bad answers. What an operator quarantined, and what is destroyed,
     waits for an operator.
     """
-    grave = next((f for f in findings if f.policy in QUARANTINES), None)
+    grave = next((f for f in findings if f.grave), None)
     if route.state is State.QUARANTINED and course.by == SUPERVISOR:
         return _try(route, course, versions, limits, now)
     if route.state not in {*IN_TRAFFIC, State.PROBATION}:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import pytest
 
 from riverkeeper.supervisor.app import Overruled, Supervisor, issue, topics_needed
-from riverkeeper.supervisor.policies import Limits
+from riverkeeper.supervisor.policies import Health, Limits
 from riverkeeper.topics.catalog import Catalog, Replication, TopicSpec, create_embedded
 from riverkeeper.topics.connection import Connection
 from riverkeeper.topics.log import FencedWriter, Out, Writer
@@ -181,6 +181,24 @@ async def test_the_table_of_health_survives_a_restart(world: World) -> None:
         await until(lambda: second.judging)
         await world.score(line=0, version=1, bad=9, asked=15)
         await until(lambda: state(second) is State.QUARANTINED)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        b'{"model":"eager","line":0,"since_ms":5,"answers":[[1,2,1,15,9]],"learned":{"0":7},"covered":{}}',
+        b'{"model":"eager","memory":{"bias":{"parts":[3]},"mine":{"since_ms":0}},"line":0}',
+        b'{"model":["an earlier form"]}',
+        b"no JSON",
+    ],
+)
+async def test_what_another_release_left_in_the_table_is_no_end(world: World, stored: bytes) -> None:
+    async with running(world) as supervisor:
+        await until(lambda: supervisor.judging)
+        supervisor._table = {"eager": stored, "/": stored}
+        await world.score(line=0, version=1, bad=90)
+        await until(lambda: state(supervisor) is State.QUARANTINED)
+        assert Health.model_validate_json(supervisor._table["eager"]).model == "eager"
 
 
 async def test_an_operator_is_obeyed_and_not_undone(world: World) -> None:

@@ -36,7 +36,7 @@ BAD = Tally(asked=100, bad=50)
 
 
 def finding(onset_ms: int = 500) -> Finding:
-    return Finding(BOUNDS, "wild", onset_ms, {"share": 0.5})
+    return Finding(BOUNDS, "wild", onset_ms, {"share": 0.5}, grave=True)
 
 
 def version(

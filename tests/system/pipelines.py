@@ -13,7 +13,7 @@ from typing import Any
 from river import base, dummy, linear_model, multiclass, stats
 from river.preprocessing import StandardScaler
 
-from riverkeeper import Bounds, Fact, Label, Model, Pipeline, Publish, Quality, Shed, feature, fold
+from riverkeeper import Bounds, Fact, Label, Model, Objectives, Pipeline, Publish, Shed, feature, fold
 from riverkeeper.demos.flights import flights as demo
 
 
@@ -34,7 +34,7 @@ def flights(name: str) -> Pipeline:
         constant=demo.constant,
         partitions=demo.partitions,
         publish=demo.publish,
-        quality=demo.quality,
+        objectives=demo.objectives("learned"),
     )
 
 
@@ -96,7 +96,7 @@ def levels(name: str) -> Pipeline:
         constant=0.0,
         partitions=2,
         publish=Publish(every_examples=40, every=timedelta(seconds=0.5), budget=0.5),
-        quality=Quality(margin=0.4, min_examples=1_000_000),
+        objectives=Objectives(margin=0.4, min_examples=1_000_000),
     )
 
 
@@ -125,7 +125,7 @@ def gauges(name: str) -> Pipeline:
         constant=0.0,
         partitions=4,
         publish=Publish(every_examples=40, every=timedelta(seconds=0.5), budget=0.5),
-        quality=Quality(margin=0.4, min_examples=1_000_000),
+        objectives=Objectives(margin=0.4, min_examples=1_000_000),
     )
 
 
@@ -221,7 +221,7 @@ def _like_gauges(name: str, **changed: Any) -> Pipeline:
         "constant": like.constant,
         "partitions": like.partitions,
         "publish": like.publish,
-        "quality": like.quality,
+        "objectives": like.objectives("line"),
     }
     return Pipeline(**{**declared, **changed})
 
@@ -259,7 +259,7 @@ def deliberate(name: str) -> Pipeline:
         constant=0.0,
         partitions=4,
         publish=Publish(every_examples=200, every=timedelta(seconds=1)),
-        quality=Quality(margin=0.4, min_examples=1_000_000),
+        objectives=Objectives(margin=0.4, min_examples=1_000_000),
         deadline=timedelta(seconds=2),
         shed=Shed(),
     )
@@ -297,7 +297,7 @@ def ballast(name: str) -> Pipeline:
         constant=0.0,
         partitions=light.partitions,
         publish=light.publish,
-        quality=light.quality,
+        objectives=light.objectives("learned"),
     )
 
 
@@ -346,7 +346,7 @@ def pages(name: str) -> Pipeline:
         fallback="prior",
         partitions=2,
         publish=Publish(every_examples=50, every=timedelta(seconds=2), budget=0.5),
-        quality=Quality(margin=0.4, min_examples=400),
+        objectives=Objectives(margin=0.4, min_examples=400),
     )
 
 
