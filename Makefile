@@ -19,8 +19,8 @@ install: .venv/.installed
 demo: install
 	$(BIN)/riverkeeper demo flights $(ARGS)
 
-# Real Kafka runs from Maven's jars; without it half of the promises would go unproved.
-test: .venv/.developed .kafka
+# The benchmarks are tried, too, with their peers. Real Kafka runs from Maven's jars; without it half of the promises would go unproved.
+test: .venv/.developed .venv-bench/.installed .kafka
 	$(BIN)/python -m pytest $(ARGS)
 
 # The catalogue of faults, each RUNS times with its own seeds, and the table of what they cost.

@@ -29,8 +29,7 @@ def test_a_part_runs_and_says_what_it_found_in_json(part: str) -> None:
 
 
 def test_the_peers_of_the_extra_answer_alike() -> None:
-    if not PEERS.exists():
-        pytest.skip("`make bench` makes the environment of bytewax and quix")
+    assert PEERS.exists(), "make .venv-bench/.installed makes the environment of bytewax and quix"
     others = ("riverkeeper", "bytewax", "quix")
     found = run("score", replace(TINY, contenders=others, peers=str(PEERS)))
     assert set(found["kafka"]["contenders"]) == set(others)
