@@ -54,15 +54,21 @@ async def asking(cluster: KafkaCluster) -> AsyncIterator[AIOKafkaAdminClient]:
 
 
 async def described(admin: AIOKafkaAdminClient, topic: str) -> dict[str, Any]:
-    """Partition 0 as the brokers see it."""
-    ((found),) = await admin.describe_topics([topic])
-    (partition,) = found["partitions"]
-    return dict(partition)
+    """Partition 0 as the broker that is asked sees it, once that has heard of it."""
+    partitions: list[dict[str, Any]] = []
+
+    async def known() -> bool:
+        ((found),) = await admin.describe_topics([topic])
+        partitions[:] = found["partitions"]
+        return bool(partitions)
+
+    await until(known)
+    return partitions[0]
 
 
-async def has(admin: AIOKafkaAdminClient, topic: str, what: str, wanted: object) -> bool:
+async def in_sync(admin: AIOKafkaAdminClient, topic: str, wanted: set[int]) -> bool:
     with suppress(KafkaError):  # the broker that was asked is the one that is down
-        return bool((await described(admin, topic))[what] == wanted)
+        return set((await described(admin, topic))["isr"]) == wanted
     return False
 
 
@@ -76,7 +82,7 @@ async def test_a_write_that_only_one_copy_would_hold_is_not_acknowledged(kafka3:
         leader, (follower,) = partition["leader"], set(partition["replicas"]) - {partition["leader"]}
         await asyncio.to_thread(kafka3.stop, follower)
         try:
-            await until(partial(has, admin, name, "isr", [leader]))
+            await until(partial(in_sync, admin, name, {leader}))
             write = asyncio.create_task(writer.write([Out(name, 0, None, b"on one")]))
             acknowledged, _ = await asyncio.wait([write], timeout=REFUSED_SECONDS)
             assert not acknowledged, "one copy was enough"
@@ -84,7 +90,7 @@ async def test_a_write_that_only_one_copy_would_hold_is_not_acknowledged(kafka3:
         finally:
             await asyncio.to_thread(kafka3.start, follower)
         await asyncio.wait_for(write, DEADLINE)  # the same write, as soon as there are two again
-        assert set((await described(admin, name))["isr"]) == {leader, follower}
+        await until(partial(in_sync, admin, name, {leader, follower}))
         assert await values(broker, name) == [b"on two", b"on one"]
 
 
