@@ -14,7 +14,7 @@ from tests.brokers.kafka import KafkaCluster, KafkaError
 from tests.faults.trial import Trial
 from tests.system.harness import WAIT_S
 
-DISK_MB = 48
+DISK_MB = 128  # what a trial writes twice over, the supervisor's table above all
 CHUNK = 64 * 1024  # bytes
 FULL_S = 6.0
 
