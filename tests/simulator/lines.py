@@ -66,12 +66,13 @@ class Lines:
         return library
 
     def _chain(self, manifests: list[Manifest]) -> None:
-        offsets: dict[int, int] = {}
+        lines: dict[
+            int, dict[int, int]
+        ] = {}  # a learner that has not heard of a verdict goes on with its line
         for before, manifest in zip([None, *manifests], manifests, strict=False):
             if manifest.version != (before.version + 1 if before else 1):
                 raise Wrong(f"{manifest.model} v{manifest.version} follows on v{before and before.version}")
-            if before is None or manifest.line != before.line:
-                offsets = {}
+            offsets = lines.setdefault(manifest.line, {})
             for partition, start, end in sorted([*manifest.spans, *manifest.skipped]):
                 if start != offsets.get(partition, 0):
                     at = offsets.get(partition, 0)
