@@ -59,10 +59,11 @@ def lead_as_preferred(cluster: KafkaCluster) -> None:
 
 async def settled(trial: Trial, cluster: KafkaCluster) -> None:
     """Waits until every replica is in sync again: the next fault begins with a whole cluster."""
-    for suffix in ("events", "facts", "predictions", "examples", "models"):
-        topic = trial.world.pipeline.topic(suffix)
-        while await asyncio.to_thread(in_sync, cluster, topic) < NODES:  # noqa: ASYNC110  Kafka tells nobody
-            await asyncio.sleep(0.2)
+    async with asyncio.timeout(WAIT_S):
+        for suffix in ("events", "facts", "predictions", "examples", "models"):
+            topic = trial.world.pipeline.topic(suffix)
+            while await asyncio.to_thread(in_sync, cluster, topic) < NODES:  # noqa: ASYNC110  Kafka tells nobody
+                await asyncio.sleep(0.2)
 
 
 async def test_leader_killed(trial: Trial, cluster: KafkaCluster) -> None:
@@ -78,7 +79,7 @@ async def test_leader_killed(trial: Trial, cluster: KafkaCluster) -> None:
     await trial.recovered()
     assert node not in (await asyncio.to_thread(leaders, cluster, facts)).values()
     await asyncio.to_thread(cluster.start, node)
-    await asyncio.wait_for(settled(trial, cluster), WAIT_S)
+    await settled(trial, cluster)
     await trial.quiet()
 
 
@@ -92,7 +93,7 @@ async def test_leaders_moved(trial: Trial, cluster: KafkaCluster) -> None:
     node = led[trial.rng.randrange(len(led))]
     await asyncio.to_thread(cluster.stop, node)
     await asyncio.to_thread(cluster.start, node)
-    await asyncio.wait_for(settled(trial, cluster), WAIT_S)
+    await settled(trial, cluster)
     assert node not in (await asyncio.to_thread(leaders, cluster, facts)).values()
     await trial.moment()
     trial.mark()
@@ -115,7 +116,7 @@ async def test_broker_of_three_stopped(trial: Trial, cluster: KafkaCluster) -> N
     await trial.recovered()
     await asyncio.sleep(AWAY_S)
     cluster.resume(node)
-    await asyncio.wait_for(settled(trial, cluster), WAIT_S)
+    await settled(trial, cluster)
     await trial.quiet()
 
 
@@ -134,5 +135,5 @@ async def test_two_of_three(trial: Trial, cluster: KafkaCluster) -> None:
     await asyncio.gather(*(asyncio.to_thread(cluster.start, node) for node in away))
     trial.mark()
     await trial.recovered()
-    await asyncio.wait_for(settled(trial, cluster), WAIT_S)
+    await settled(trial, cluster)
     await trial.quiet()

@@ -79,53 +79,51 @@ class Runaway(base.Regressor):
 LEVELS = Bounds(-1_000.0, 1_000.0)
 
 
-def levels(name: str) -> Pipeline:
-    """A model with traffic that leaves its bounds once it has learned a glitch."""
-    return Pipeline(
-        name=name,
-        facts=Reading,
-        outcomes=Truth,
-        key="sensor",
-        join="number",
-        features=["level", "kind"],
-        label=Label("level", within=timedelta(hours=1)),
-        models={"runaway": Runaway, "identity": Model(Identity, features=("level",))},
-        serve="runaway",
-        bounds=LEVELS,
-        fallback="identity",
-        constant=0.0,
-        partitions=2,
-        publish=Publish(every_examples=40, every=timedelta(seconds=0.5), budget=0.5),
-        objectives=Objectives(margin=0.4, min_examples=1_000_000),
-    )
-
-
 @fold(key="sensor", start=0.0)
 def drift(mean: float, f: Reading) -> float:
     return 0.75 * mean + 0.25 * f.level
 
 
-def gauges(name: str) -> Pipeline:
-    """The cheapest with a part of everything: a fold, a learned model, a baseline, four partitions."""
-    return Pipeline(
-        name=name,
-        facts=Reading,
-        outcomes=Truth,
-        key="sensor",
-        join="number",
-        features=["level", drift],
-        label=Label("level", within=timedelta(hours=1)),
-        models={
+def _mean() -> Any:
+    return dummy.StatisticRegressor(stats.Mean())
+
+
+def gauges(name: str, **changed: Any) -> Pipeline:
+    """The cheapest with a part of everything: a fold, a learned model, a baseline, four partitions.
+
+    `changed` is what another pipeline over the same readings declares in place of it, or besides.
+    """
+    declared: dict[str, Any] = {
+        "facts": Reading,
+        "outcomes": Truth,
+        "key": "sensor",
+        "join": "number",
+        "features": ["level", drift],
+        "label": Label("level", within=timedelta(hours=1)),
+        "models": {
             "line": Model(lambda: StandardScaler() | linear_model.LinearRegression(), warmup=20),
-            "mean": lambda: dummy.StatisticRegressor(stats.Mean()),
+            "mean": _mean,
         },
-        serve="line",
-        bounds=LEVELS,
-        fallback="mean",
-        constant=0.0,
-        partitions=4,
-        publish=Publish(every_examples=40, every=timedelta(seconds=0.5), budget=0.5),
-        objectives=Objectives(margin=0.4, min_examples=1_000_000),
+        "serve": "line",
+        "bounds": LEVELS,
+        "fallback": "mean",
+        "constant": 0.0,
+        "partitions": 4,
+        "publish": Publish(every_examples=40, every=timedelta(seconds=0.5), budget=0.5),
+        "objectives": Objectives(margin=0.4, min_examples=1_000_000),
+    }
+    return Pipeline(name=name, **{**declared, **changed})
+
+
+def levels(name: str) -> Pipeline:
+    """A model with traffic that leaves its bounds once it has learned a glitch."""
+    return gauges(
+        name,
+        features=["level", "kind"],
+        models={"runaway": Runaway, "identity": Model(Identity, features=("level",))},
+        serve="runaway",
+        fallback="identity",
+        partitions=2,
     )
 
 
@@ -154,17 +152,17 @@ def temper(f: Reading) -> float:
 
 def flawed(name: str) -> Pipeline:
     """As `gauges`, with a feature that fails for some facts."""
-    return _like_gauges(name, features=["level", drift, temper])
+    return gauges(name, features=["level", drift, temper])
 
 
 def punctual(name: str) -> Pipeline:
     """As `gauges`, with a deadline that a busy machine keeps, too."""
-    return _like_gauges(name, deadline=timedelta(seconds=30), shed=Shed())
+    return gauges(name, deadline=timedelta(seconds=30), shed=Shed())
 
 
 def roomy(name: str) -> Pipeline:
     """As `gauges`, with room for a million predictions without an outcome."""
-    return _like_gauges(name, max_pending=300_000)
+    return gauges(name, max_pending=300_000)
 
 
 class Moody(base.Regressor):
@@ -199,67 +197,29 @@ def moody(name: str) -> Pipeline:
     """As `gauges`, with an estimator that fails for some facts."""
     models = {
         "moody": Model(Moody, features=("level", "kind"), warmup=20),
-        "mean": Model(lambda: dummy.StatisticRegressor(stats.Mean()), features=("level",)),
+        "mean": Model(_mean, features=("level",)),
     }
-    return _like_gauges(name, features=["level", "kind"], models=models, serve="moody")
+    return gauges(name, features=["level", "kind"], models=models, serve="moody")
 
 
-def _like_gauges(name: str, **changed: Any) -> Pipeline:
-    like = gauges(name)
-    declared: dict[str, Any] = {
-        "name": name,
-        "facts": like.facts,
-        "outcomes": like.outcomes,
-        "key": like.key,
-        "join": like.join,
-        "features": like.features,
-        "label": like.label,
-        "models": like.models,
-        "serve": "line",
-        "bounds": like.bounds,
-        "fallback": like.fallback,
-        "constant": like.constant,
-        "partitions": like.partitions,
-        "publish": like.publish,
-        "objectives": like.objectives("line"),
-    }
-    return Pipeline(**{**declared, **changed})
-
-
-class Deliberate(base.Regressor):
+class Deliberate(Identity):
     """Answers as `Identity` does, a millisecond later: as a model does that runs elsewhere."""
 
     def predict_one(self, x: dict[Hashable, Any]) -> float:
         time.sleep(0.001)
-        return float(x["level"])
-
-    def learn_one(self, x: dict[Hashable, Any], y: float) -> None:
-        pass
+        return super().predict_one(x)
 
 
 def deliberate(name: str) -> Pipeline:
     """Models that take their time, a deadline, and leave to shed: 3 ms a fact, 300 facts/s in all."""
-    return Pipeline(
-        name=name,
-        facts=Reading,
-        outcomes=Truth,
-        key="sensor",
-        join="number",
-        features=["level", drift],
-        label=Label("level", within=timedelta(hours=1)),
-        models={
-            "served": Model(Deliberate, features=("level",), warmup=0),
-            "shadow": Model(Deliberate, features=("level",), warmup=0),
-            "other": Model(Deliberate, features=("level",), warmup=0),
-            "mean": lambda: dummy.StatisticRegressor(stats.Mean()),
-        },
+    slow = {
+        model: Model(Deliberate, features=("level",), warmup=0) for model in ("served", "shadow", "other")
+    }
+    return gauges(
+        name,
+        models={**slow, "mean": _mean},
         serve="served",
-        bounds=LEVELS,
-        fallback="mean",
-        constant=0.0,
-        partitions=4,
         publish=Publish(every_examples=200, every=timedelta(seconds=1)),
-        objectives=Objectives(margin=0.4, min_examples=1_000_000),
         deadline=timedelta(seconds=2),
         shed=Shed(),
     )
@@ -278,27 +238,8 @@ class Ballast(linear_model.LinearRegression):
 
 def ballast(name: str) -> Pipeline:
     """`gauges` with a model whose version is no single batch."""
-    light = gauges(name)
-    return Pipeline(
-        name=name,
-        facts=light.facts,
-        outcomes=light.outcomes,
-        key=light.key,
-        join=light.join,
-        features=light.features,
-        label=light.label,
-        models={
-            "heavy": Model(lambda: StandardScaler() | Ballast(), warmup=20),
-            "mean": light.models["mean"],
-        },
-        serve="heavy",
-        bounds=light.bounds,
-        fallback="mean",
-        constant=0.0,
-        partitions=light.partitions,
-        publish=light.publish,
-        objectives=light.objectives("learned"),
-    )
+    heavy = Model(lambda: StandardScaler() | Ballast(), warmup=20)
+    return gauges(name, models={"heavy": heavy, "mean": _mean}, serve="heavy")
 
 
 class Page(Fact):
