@@ -18,6 +18,8 @@ SUPERVISOR = "supervisor"
 OPERATOR = "operator"  # the policy of a verdict by hand
 HEALING = "healing"  # the policy of a verdict that leads a model back
 
+NEVER = -1  # ms: before all that was learned
+
 IN_TRAFFIC = frozenset({State.LIVE, State.SHADOW})
 
 
@@ -157,8 +159,8 @@ def _take_out(
     limits: Limits,
     now: int,
 ) -> Verdict:
-    good = last_good(route, health, versions, limits, finding.onset_ms)
     relapses = len([t for t in course.falls if t > now - limits.relapse_ms])
+    good = last_good(route, health, versions, limits, finding.onset_ms, relapses)
     given_up = relapses >= limits.max_relapses
     reason = finding.reason
     if given_up:
@@ -169,7 +171,7 @@ def _take_out(
         follows=route.offset,
         line=route.line + 1,
         restore=good.version if good else 0,
-        skip=skipped(route, health, versions, good, finding.onset_ms),
+        skip=skipped(route, health, versions, good, NEVER if relapses else finding.onset_ms),
         policy=finding.policy,
         reason=reason,
         evidence={**finding.evidence, "onset_ms": float(finding.onset_ms), "relapses": float(relapses)},
@@ -190,20 +192,23 @@ def incident_id(route: Route) -> str:
 
 
 def last_good(
-    route: Route, health: Health, versions: Versions, limits: Limits, onset_ms: int
+    route: Route, health: Health, versions: Versions, limits: Limits, onset_ms: int, relapses: int = 0
 ) -> KnownVersion | None:
-    """The newest ancestor published before the onset that answered, and answered well.
+    """The newest ancestor published before the onset that answered, and answered well; None to begin anew.
 
     A line that went wrong before it brought forth a good version discredits the one it started
-    from: then only what is older than that counts.
+    from: then only what is older than that counts. A relapse says more: the fault was there before it
+    showed, and what looked well may carry it. How far back it lies nobody knows, so each relapse passes over
+    twice as many good ones as the one before, down to the oldest.
     """
     own = [v for v in versions.values() if v.line == route.line]
     candidates = sorted(own, key=lambda v: -v.version) + _ancestors(route.restore, versions)
-    for version in candidates:
-        tally = health.versions.get(version.version, Tally())
-        if version.kept and version.published_ms <= onset_ms and _good(tally, limits):
-            return version
-    return None
+    good = [
+        v
+        for v in candidates
+        if v.kept and v.published_ms <= onset_ms and _good(health.versions.get(v.version, Tally()), limits)
+    ]
+    return good[min(2**relapses, len(good)) - 1] if good else None
 
 
 def _ancestors(restore: int, versions: Versions) -> list[KnownVersion]:
@@ -229,6 +234,7 @@ def skipped(
 ) -> tuple[Span, ...]:
     """The examples the next line must not learn: from the good version, or the onset, up to now.
 
+    What has relapsed with no good version left learns none of them again: the cause is among them.
     What the route skips already stays skipped unless the good version lies beyond it.
     """
     own = [v for v in versions.values() if v.line == route.line]

@@ -279,10 +279,14 @@ def test_every_episode_has_its_own_incident() -> None:
 
 
 def restored(
-    tallies: Mapping[int, Tally], versions: Mapping[int, KnownVersion], onset: int = 500, **route: object
+    tallies: Mapping[int, Tally],
+    versions: Mapping[int, KnownVersion],
+    onset: int = 500,
+    relapses: int = 0,
+    **route: object,
 ) -> int:
     at = replace(Log().book.routing.routes["m"], **route)  # type: ignore[arg-type]
-    good = last_good(at, tallied(tallies), versions, LIMITS, onset)
+    good = last_good(at, tallied(tallies), versions, LIMITS, onset, relapses)
     return good.version if good else 0
 
 
@@ -321,6 +325,27 @@ def test_versions_of_an_abandoned_line_are_not_gone_back_to() -> None:
     )
     tallies = dict.fromkeys((1, 2, 3, 4, 6), GOOD)
     assert restored(tallies, versions, onset=10_000, line=2, restore=6) == 2
+
+
+def test_each_relapse_goes_back_twice_as_far_as_the_one_before() -> None:
+    versions = known(*(version(n) for n in range(1, 21)))
+    tallies = dict.fromkeys(range(1, 21), GOOD)
+    gone_back, start = [], 20
+    for relapses in range(1, LIMITS.max_relapses):
+        start = restored(tallies, versions, onset=9_000, relapses=relapses, line=relapses, restore=start)
+        gone_back.append(start)
+    assert gone_back == [18, 14, 6, 1]
+    assert restored(tallies, versions, onset=9_000, relapses=4, line=5, restore=1) == 0, "none is left"
+
+
+def test_a_relapse_with_nothing_to_go_back_to_begins_anew_without_all_that_was_learned() -> None:
+    log = Log()
+    marks = (Mark(400, {0: 10}),)
+    health = Health(model="m", learned={0: 77}, marks=marks)
+    assert log.obey(finding(), health=health).skip == (Span(0, 10, 77),)
+    log.recover()
+    again = log.obey(finding(onset_ms=log.now), health=Health(model="m", line=1, learned={0: 99}))
+    assert (again.restore, again.skip) == (0, (Span(0, 0, 99),))
 
 
 def skip(
