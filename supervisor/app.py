@@ -18,12 +18,13 @@ from aiokafka import AIOKafkaConsumer
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
 from faust.types import TP
 from mode import Service
+from msgspec import DecodeError, json, structs
 from pydantic import ValidationError
 
 from ..models.routing import Routing
 from ..topics.connection import Connection
 from ..topics.log import Out, Record, Writer
-from ..topics.messages import ControlRecord, Incident, Manifest, State, Verdict, Vitals
+from ..topics.messages import Incident, Manifest, State, Verdict, Vitals
 from ..topics.tail import Tail
 from . import incidents as episodes
 from .lifecycle import IN_TRAFFIC, Book, KnownVersion, decide, obeyed, operator_verdict
@@ -31,7 +32,7 @@ from .policies import Finding, Health, Limits, Policy, fold, look, of_models, of
 
 log = structlog.get_logger(__name__)
 
-R = TypeVar("R", Verdict, Incident, Manifest, Vitals, Health)
+R = TypeVar("R", Verdict, Incident, Manifest, Vitals)
 
 TICK_S = 0.25  # between judgements: a quarter of the second in which a verdict is to be obeyed
 REISSUE_MS = 2_000  # a verdict not read back by then is written again: twenty polls of the reader
@@ -124,10 +125,6 @@ class Known:
         live = [e for id_, e in self.episodes.items() if id_ not in written or not written[id_].resolved]
         told = [episodes.told(e, self.versions.get(e.incident.model, {})) for e in live]
         return [i for i in told if written.get(i.id) != i]
-
-
-class _Memory(ControlRecord):
-    m: Any
 
 
 class Deaf(Exception):
@@ -319,7 +316,7 @@ class Supervisor(Service):
         model, before = vitals.model, self._health(vitals.model)
         course = self._known.book.courses.get(model)
         if course is not None and course.since_ms > before.judged_ms:
-            before = before.model_copy(update={"judged_ms": course.since_ms})
+            before = structs.replace(before, judged_ms=course.since_ms)
         after = fold(before, vitals, self._policies[model], self._clock())
         if after is before:
             return
@@ -329,10 +326,10 @@ class Supervisor(Service):
     def _keep(self, model: str, health: Health) -> None:
         value = health.encode()
         if len(value) > MAX_HEALTH_BYTES:
-            largest = max(health.memory, key=lambda p: len(_Memory(m=health.memory[p]).encode()), default="")
+            largest = max(health.memory, key=lambda p: len(json.encode(health.memory[p])), default="")
             log.error("health too large: forgotten", model=model, policy=largest, size=len(value))
             memory = {p: m for p, m in health.memory.items() if p != largest}
-            health = health.model_copy(update={"memory": memory})
+            health = structs.replace(health, memory=memory)
             value = health.encode()
         self._table[model or LOG_KEY] = value
         self._healths[model] = (value, health)
@@ -344,8 +341,12 @@ class Supervisor(Service):
         decoded = self._healths.get(model)
         if decoded is None or decoded[0] is not value:
             # What another release wrote may not be readable: the evidence is then gathered anew.
-            health = _parse(Health, value, f"{self._pipeline.name}.supervisor.store/{model}")
-            decoded = self._healths[model] = (value, health or Health(model=model))
+            try:
+                health = Health.decode(value)
+            except DecodeError as error:
+                log.warning("unreadable health", model=model, error=str(error))
+                health = Health(model=model)
+            decoded = self._healths[model] = (value, health)
         return decoded[1]
 
     # --- judgement ---
@@ -392,7 +393,7 @@ class Supervisor(Service):
         route, course = self.routing.routes[model], self._known.book.courses[model]
         health = self._health(model)
         fresh = health.within(route.line, course.since_ms)
-        fresh = fresh.model_copy(update={"arriving_ms": self._arriving_ms})
+        fresh = structs.replace(fresh, arriving_ms=self._arriving_ms)
         found = self._found[model] = look(fresh, self._policies[model], now)
         issued = self._issued.get(model)
         if issued is not None and issued[0].follows == route.offset:

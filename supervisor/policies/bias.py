@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from pydantic import Field
+from msgspec.structs import replace
 
 from ...topics.messages import Moments, Vitals
 from .health import Finding, Health, Memory
@@ -42,8 +42,8 @@ class Residuals(NamedTuple):
         return Residuals(usual, unit, trail)
 
 
-class Memories(Memory):
-    parts: dict[str, Residuals] = Field(default_factory=dict)
+class Memories(Memory, frozen=True):
+    parts: dict[str, Residuals] = {}
 
     def renewed(self, since_ms: int) -> Memory:
         kept = {n: r._replace(trail=r.trail.renewed()) for n, r in self.parts.items()}
@@ -71,7 +71,7 @@ def _seen(known: Memories, vitals: Vitals, limits: Limits) -> Memories:
         if name in parts or len(parts) <= MAX_SLICES:
             block = Block(vitals.from_ms, vitals.to_ms, m.count, m.total, m.squares)
             parts[name] = parts.get(name, Residuals()).after(block, scale, limits)
-    return known.model_copy(update={"parts": parts})
+    return replace(known, parts=parts)
 
 
 def _found(name: str, each: Residuals, now: int, limits: Limits) -> list[Finding]:

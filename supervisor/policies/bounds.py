@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from typing import Any
+
+from msgspec.structs import replace
 
 from ...topics.messages import Vitals
 from .fold import GATE_REFUSALS
@@ -25,7 +28,7 @@ def bounds(health: Health, vitals: Vitals | None, now: int, limits: Limits) -> t
 
 
 def _seen(health: Health, vitals: Vitals, limits: Limits, now: int) -> Health:
-    update: dict[str, object] = {}
+    update: dict[str, Any] = {}
     if vitals.asked:
         bad = vitals.out_of_bounds + vitals.raised
         entry = Answers(vitals.from_ms, min(vitals.to_ms, now), vitals.version, vitals.asked, bad)
@@ -36,7 +39,7 @@ def _seen(health: Health, vitals: Vitals, limits: Limits, now: int) -> Health:
         update["refusal"] = Refusal(min(vitals.to_ms, now), vitals.version, vitals.gate)
     if _outlived(health.refusal, vitals.version, health.versions, limits):
         update["refusal"] = None
-    return health.model_copy(update=update) if update else health
+    return replace(health, **update) if update else health
 
 
 def _outlived(refusal: Refusal | None, version: int, versions: Mapping[int, Tally], limits: Limits) -> bool:

@@ -6,6 +6,9 @@ A model that never told one fact from another, such as a mean, has no such histo
 from __future__ import annotations
 
 import math
+from typing import Any
+
+from msgspec.structs import replace
 
 from ...topics.messages import Vitals
 from .health import Finding, Health, Memory
@@ -23,7 +26,7 @@ LEAST_VARIED = 5  # blocks with variance before their lack of it is odd
 MOST_FLAT = 0.1  # of blocks that may have had none: a mean moves only where versions change
 
 
-class Memories(Memory):
+class Memories(Memory, frozen=True):
     part: Block = Block()
     same: Block = Block()  # the latest run of answers without variance
     logs: Trail = Trail()  # of log standard deviations
@@ -57,8 +60,8 @@ def _seen(known: Memories, new: Block, constant: bool, limits: Limits) -> Memori
     else:
         same = Block()
     if part.size < BLOCK:
-        return known.model_copy(update={"part": part, "same": same})
-    update: dict[str, object] = {"part": Block(), "same": same}
+        return replace(known, part=part, same=same)
+    update: dict[str, Any] = {"part": Block(), "same": same}
     size, sd = math.sqrt(part.squares / part.size), math.sqrt(part.variance)
     if same.size >= part.size:
         update["flat"] = known.flat + (same.size < LEAST_CONSTANT + BLOCK)
@@ -67,7 +70,7 @@ def _seen(known: Memories, new: Block, constant: bool, limits: Limits) -> Memori
         one = Block(part.from_ms, part.to_ms, 1.0, log, log * log)
         update["varied"] = known.varied + 1
         update["logs"] = known.logs.after(one, FLOOR, limits.season_ms, limits.log_odds, size=1)
-    return known.model_copy(update=update)
+    return replace(known, **update)
 
 
 def _found(known: Memories, limits: Limits) -> list[Finding]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
+
+from msgspec.structs import replace
 
 from ...topics.messages import Vitals
 from .health import WORST, Finding, Health, Mark, Policy, Tally
@@ -32,11 +35,10 @@ def fold(health: Health, vitals: Vitals, policies: Sequence[Policy], now: int) -
     if share == 0.0:
         return health
     vitals = _sound(vitals if share == 1.0 else _part(vitals, share))
-    health = health.model_copy(
-        update={
-            "covered": {**health.covered, vitals.agent: cover(covered, vitals.spans)},
-            **(_scored(health, vitals) if vitals.agent == "score" else _learned(health, vitals, now)),
-        }
+    health = replace(
+        health,
+        covered={**health.covered, vitals.agent: cover(covered, vitals.spans)},
+        **(_scored(health, vitals) if vitals.agent == "score" else _learned(health, vitals, now)),
     )
     for policy in policies:
         health, _ = policy(health, vitals, now)
@@ -84,7 +86,7 @@ def _sound(vitals: Vitals) -> Vitals:
     return vitals.model_copy(update=wrong) if wrong else vitals
 
 
-def _scored(health: Health, vitals: Vitals) -> dict[str, object]:
+def _scored(health: Health, vitals: Vitals) -> dict[str, Any]:
     if vitals.warming:
         return {}
     refused = vitals.gate.split(":")[0].strip() in GATE_REFUSALS
@@ -94,8 +96,8 @@ def _scored(health: Health, vitals: Vitals) -> dict[str, object]:
     return {"versions": _tally(health.versions, vitals.version, added)}
 
 
-def _learned(health: Health, vitals: Vitals, now: int) -> dict[str, object]:
-    update: dict[str, object] = {}
+def _learned(health: Health, vitals: Vitals, now: int) -> dict[str, Any]:
+    update: dict[str, Any] = {}
     if vitals.spans and vitals.agent == "learn":
         update["learned"] = advance(health.learned, vitals.spans)
         update["marks"] = _mark(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from msgspec.structs import replace
+
 from ...topics.messages import Vitals
 from .health import Finding, Health, Memory
 from .limits import Limits
@@ -17,7 +19,7 @@ LEAST_MOVED = 1e-12  # stands for none where a logarithm is needed
 STILL = 3  # versions in a row without any movement, of a model whose versions used to move
 
 
-class Memories(Memory):
+class Memories(Memory, frozen=True):
     logs: Trail = Trail()  # of log movements, one per version
     still: int = 0  # versions in a row
     still_ms: int = 0
@@ -50,8 +52,8 @@ def _seen(known: Memories, vitals: Vitals, limits: Limits) -> Memories:
     moved = vitals.golden
     if not moved.high:
         began = known.still_ms if known.still else vitals.from_ms
-        return known.model_copy(update={"still": known.still + moved.count, "still_ms": began})
+        return replace(known, still=known.still + moved.count, still_ms=began)
     log = math.log(max(moved.total / moved.count, LEAST_MOVED))
     one = Block(vitals.from_ms, vitals.to_ms, 1.0, log, log * log)
     logs = known.logs.after(one, MOVED, limits.season_ms, limits.log_odds, size=1)
-    return known.model_copy(update={"logs": logs, "still": 0})
+    return replace(known, logs=logs, still=0)

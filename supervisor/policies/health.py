@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
-from pydantic import Field, ValidationError
+import msgspec
+from msgspec.structs import replace
 
-from ...topics.messages import ControlRecord, Span, Vitals
+from ...topics.messages import Span, Vitals
 
 HEALTH_GRAINS = 32  # least entries a full window is kept in; finer only makes the record larger
 MAX_ENTRIES = 96  # of a window: neighbours hold a grain together, so that 64 do unless versions rush
@@ -56,7 +57,7 @@ class Mark(NamedTuple):
     offsets: dict[int, int]
 
 
-class Tally(ControlRecord):
+class Tally(msgspec.Struct, frozen=True, kw_only=True):
     """All that is known of one version's answers and errors."""
 
     asked: int = 0
@@ -73,8 +74,9 @@ class Refusal(NamedTuple):
     reason: str
 
 
-class Memory(ControlRecord):
-    """What one policy keeps of one model, derived from by each. Whoever derives keeps it bounded."""
+class Memory(msgspec.Struct, frozen=True, kw_only=True):
+    """What one policy keeps of one model, derived from by each. Whoever derives keeps it bounded, and of what
+    JSON can carry: numbers, texts, named tuples, tuples, and mappings of such."""
 
     since_ms: int = 0  # evidence from before counts for nothing
 
@@ -86,7 +88,7 @@ class Memory(ControlRecord):
 M = TypeVar("M", bound=Memory)
 
 
-class Health(ControlRecord):
+class Health(msgspec.Struct, frozen=True, kw_only=True):
     """What is known of one model. Windows hold the evidence of the current line only."""
 
     model: str
@@ -97,22 +99,30 @@ class Health(ControlRecord):
     answers: tuple[Answers, ...] = ()
     examples: tuple[Examples, ...] = ()
     refusal: Refusal | None = None
-    versions: dict[int, Tally] = Field(default_factory=dict)  # of every line
-    learned: dict[int, int] = Field(default_factory=dict)  # partition of examples → next one to learn
+    versions: dict[int, Tally] = {}  # of every line
+    learned: dict[int, int] = {}  # partition of examples → next one to learn
     marks: tuple[Mark, ...] = ()
-    covered: dict[str, tuple[Span, ...]] = Field(default_factory=dict)  # agent → spans counted
+    covered: dict[str, tuple[Span, ...]] = {}  # agent → spans counted
     progress_ms: int = 0  # when it last learned
     version: int = 0  # the newest one asked
     version_ms: int = 0  # when that one was first asked
-    memory: dict[str, Any] = Field(default_factory=dict)  # policy → a Memory, or its JSON after a restart
+    memory: dict[str, Any] = {}  # policy → a Memory, or its JSON after a restart
+
+    def encode(self) -> bytes:
+        return msgspec.json.encode(self)
+
+    @classmethod
+    def decode(cls, value: bytes) -> Health:
+        """Raises msgspec.DecodeError for what is no health, or another release's."""
+        return msgspec.json.decode(value, type=cls)
 
     def recall(self, policy: str, kind: type[M]) -> M:
         """What the policy remembered; nothing if that was written in another form."""
         known = self.memory.get(policy)
         if not isinstance(known, kind):
             try:
-                known = kind() if known is None else kind.model_validate(known)
-            except ValidationError:
+                known = kind() if known is None else msgspec.convert(known, kind, str_keys=True)
+            except msgspec.ValidationError:
                 known = kind()
         if known.since_ms >= self.judged_ms:
             return known
@@ -123,7 +133,7 @@ class Health(ControlRecord):
     def remember(self, policy: str, memory: Memory) -> Health:
         if self.memory.get(policy) is memory:
             return self
-        return self.model_copy(update={"memory": {**self.memory, policy: memory}})
+        return replace(self, memory={**self.memory, policy: memory})
 
     def within(self, line: int, since_ms: int) -> Health:
         """The evidence that a line gave since a moment; nothing if it is another line's health."""
@@ -138,14 +148,13 @@ class Health(ControlRecord):
                 memory=self.memory,
             )
         refusal = self.refusal if self.refusal and self.refusal.at_ms >= since_ms else None
-        return self.model_copy(
-            update={
-                "since_ms": max(since_ms, self.since_ms),
-                "judged_ms": judged_ms,
-                "answers": tuple(a for a in self.answers if a.from_ms >= since_ms),
-                "examples": tuple(e for e in self.examples if e.from_ms >= since_ms),
-                "refusal": refusal,
-            }
+        return replace(
+            self,
+            since_ms=max(since_ms, self.since_ms),
+            judged_ms=judged_ms,
+            answers=tuple(a for a in self.answers if a.from_ms >= since_ms),
+            examples=tuple(e for e in self.examples if e.from_ms >= since_ms),
+            refusal=refusal,
         )
 
 

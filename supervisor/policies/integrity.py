@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from pydantic import Field
+from msgspec.structs import replace
 
 from ...topics.messages import Vitals
 from .fold import GATE_REFUSALS
@@ -90,8 +90,8 @@ class Series(NamedTuple):
         return r if surprise >= limits.log_odds else None
 
 
-class Memories(Memory):
-    series: dict[str, Series] = Field(default_factory=dict)
+class Memories(Memory, frozen=True):
+    series: dict[str, Series] = {}
     dead: Trail = Trail()
     refused: str = ""  # what the gate said of the newest version that is none of ours
     refused_ms: int = 0
@@ -125,18 +125,16 @@ def _counted(known: Memories, vitals: Vitals, limits: Limits) -> Memories:
     events = dead + sum(vitals.counts.get(name, 0) for name in COUNTED)
     share = Block(vitals.from_ms, vitals.to_ms, events, dead, dead)
     trail = known.dead.after(share, DEAD, limits.season_ms, limits.log_odds, share=True)
-    return known.model_copy(update={"series": series, "dead": trail})
+    return replace(known, series=series, dead=trail)
 
 
 def _refused(known: Memories, vitals: Vitals) -> Memories:
     foreign = vitals.gate and not vitals.warming and vitals.gate.split(":")[0].strip() not in GATE_REFUSALS
     if foreign:
         began = known.refused_ms or vitals.to_ms
-        return known.model_copy(
-            update={"refused": vitals.gate, "refused_ms": began, "refused_version": vitals.version}
-        )
+        return replace(known, refused=vitals.gate, refused_ms=began, refused_version=vitals.version)
     if known.refused and vitals.asked and vitals.version > known.refused_version:
-        return known.model_copy(update={"refused": "", "refused_ms": 0})
+        return replace(known, refused="", refused_ms=0)
     return known
 
 

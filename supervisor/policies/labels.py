@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from msgspec.structs import replace
 
 from ...topics.messages import Vitals
 from .health import Finding, Health, Memory
@@ -20,12 +20,12 @@ LEAST_PART = 0.02  # of the examples; a slice that is rarer may well be absent
 MAX_SLICES = 16  # judged by themselves, those that came first
 
 
-class Memories(Memory):
+class Memories(Memory, frozen=True):
     joined: Trail = Trail()
     repeated: Trail = Trail()
     delays: Trail = Trail()
     values: Column = Column()
-    slices: dict[str, Trail] = Field(default_factory=dict)
+    slices: dict[str, Trail] = {}
 
 
 def labels(health: Health, vitals: Vitals | None, now: int, limits: Limits) -> tuple[Health, list[Finding]]:
@@ -49,18 +49,14 @@ def _seen(known: Memories, vitals: Vitals, limits: Limits) -> Memories:
             slices[name] = slices.get(name, Trail()).after(share, PART, season_ms, odds, share=True)
     d = vitals.delays
     delays = Block(vitals.from_ms, vitals.to_ms, d.count, d.total, d.squares)
-    return known.model_copy(
-        update={
-            "joined": known.joined.after(
-                _share(vitals, examples, predictions), JOINED, season_ms, odds, share=True
-            ),
-            "repeated": known.repeated.after(
-                _share(vitals, repeats, outcomes), REPEATED, season_ms, odds, share=True
-            ),
-            "delays": known.delays.after(delays, DELAY, season_ms, odds),
-            "values": known.values.after(vitals.sketch, vitals.from_ms, vitals.to_ms, limits),
-            "slices": slices,
-        }
+    joined, repeated = _share(vitals, examples, predictions), _share(vitals, repeats, outcomes)
+    return replace(
+        known,
+        joined=known.joined.after(joined, JOINED, season_ms, odds, share=True),
+        repeated=known.repeated.after(repeated, REPEATED, season_ms, odds, share=True),
+        delays=known.delays.after(delays, DELAY, season_ms, odds),
+        values=known.values.after(vitals.sketch, vitals.from_ms, vitals.to_ms, limits),
+        slices=slices,
     )
 
 

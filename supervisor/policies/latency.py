@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from msgspec.structs import replace
+
 from ...topics.messages import WAITED, Vitals
 from .health import Finding, Health, Memory
 from .limits import Limits
@@ -13,7 +15,7 @@ LEAST = 100  # facts timed at a time
 RUN = 3  # slow blocks, or windows with a wait, one after another: a pause of the collector is none
 
 
-class Memories(Memory):
+class Memories(Memory, frozen=True):
     part: Block = Block()  # seconds, by facts
     slow: int = 0  # blocks
     slow_ms: int = 0
@@ -44,11 +46,11 @@ def _timed(known: Memories, vitals: Vitals, limits: Limits) -> Memories:
         return known
     part = known.part.plus(Block(vitals.from_ms, vitals.to_ms, vitals.asked, vitals.seconds, 0.0))
     if part.size < LEAST:
-        return known.model_copy(update={"part": part})
+        return replace(known, part=part)
     us = part.mean * 1e6
     slow = known.slow + 1 if us > limits.max_us else 0
     began = known.slow_ms if slow > 1 else part.from_ms
-    return known.model_copy(update={"part": Block(), "us": us, "slow": slow, "slow_ms": began})
+    return replace(known, part=Block(), us=us, slow=slow, slow_ms=began)
 
 
 def _waited(known: Memories, vitals: Vitals, limits: Limits) -> Memories:
@@ -57,4 +59,4 @@ def _waited(known: Memories, vitals: Vitals, limits: Limits) -> Memories:
     waited = vitals.counts[WAITED]
     late = known.late + 1 if waited > limits.max_wait_ms else 0
     began = known.late_ms if late > 1 else vitals.from_ms
-    return known.model_copy(update={"late": late, "late_ms": began, "waited_ms": waited})
+    return replace(known, late=late, late_ms=began, waited_ms=waited)

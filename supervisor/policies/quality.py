@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from pydantic import Field
+from msgspec.structs import replace
 
 from ...topics.messages import Moments, Vitals
 from .health import WORST, Examples, Finding, Health, Memory, onset, push, trim
@@ -45,10 +45,10 @@ class Difference(NamedTuple):
         return Difference(Block(), seen, usual_sd, worse)
 
 
-class Memories(Memory):
+class Memories(Memory, frozen=True):
     paired: Difference = Difference()
     own: Trail = Trail()
-    slices: dict[str, Difference] = Field(default_factory=dict)
+    slices: dict[str, Difference] = {}
 
     def renewed(self, since_ms: int) -> Memory:
         return Memories(since_ms=since_ms, own=self.own.renewed())
@@ -68,7 +68,7 @@ def quality(health: Health, vitals: Vitals | None, now: int, limits: Limits) -> 
         window = push(health.examples, entry, limits.window_examples)
         window = trim(window, limits.window_examples, now - limits.window_ms)
         known = _seen(known, vitals, limits)
-        health = health.model_copy(update={"examples": window}).remember(QUALITY, known)
+        health = replace(health, examples=window).remember(QUALITY, known)
     if vitals is not None:
         return health, []
     found = [_baseline(health, known, limits, now), _own(known, limits), _slice(known, limits)]
@@ -83,12 +83,11 @@ def _seen(known: Memories, vitals: Vitals, limits: Limits) -> Memories:
         if each.worse.count and (name in slices or len(slices) < MAX_SLICES):
             worse = _block(vitals, each.worse)
             slices[name] = slices.get(name, Difference()).after(worse, limits, SLICE_SHIFT)
-    return known.model_copy(
-        update={
-            "paired": known.paired.after(_difference(vitals, limits.margin), limits),
-            "own": known.own.after(_block(vitals, vitals.errors), OWN, limits.season_ms, limits.log_odds),
-            "slices": slices,
-        }
+    return replace(
+        known,
+        paired=known.paired.after(_difference(vitals, limits.margin), limits),
+        own=known.own.after(_block(vitals, vitals.errors), OWN, limits.season_ms, limits.log_odds),
+        slices=slices,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from pydantic import Field
+from msgspec.structs import replace
 
 from ...models.sketch import psi
 from ...topics.messages import Sketch, Vitals
@@ -27,13 +27,26 @@ MAX_COLUMNS = 32  # judged, those that came first
 MAX_BINS = 48  # of the long-run histogram; the rarest go
 
 
+class Part(NamedTuple):
+    """Values that are fewer than what is compared at a time."""
+
+    size: int = 0
+    bins: dict[str, int] = {}  # never changed in place
+
+    def plus(self, new: Sketch) -> Part:
+        bins = dict(self.bins)
+        for name, n in new.bins.items():
+            bins[name] = bins.get(name, 0) + n
+        return Part(self.size + new.count, bins)
+
+
 class Column(NamedTuple):
     """One column: its long-run histogram, and how the index and the nulls went."""
 
     usual: dict[str, float] = {}  # never changed in place
     learned_ms: int = 0
     from_ms: int = 0
-    part: Sketch = Sketch()
+    part: Part = Part()
     moved: Trail = Trail()  # the index's square root, block by block
     nulls: Trail = Trail()
 
@@ -44,15 +57,15 @@ class Column(NamedTuple):
         if not new.count:
             return self
         nulls = Block(from_ms, to_ms, new.count, new.nulls, new.nulls)
-        began = self.from_ms if self.part.count else from_ms
-        part = _plus(self.part, new)
+        began = self.from_ms if self.part.size else from_ms
+        part = self.part.plus(new)
         update: dict[str, Any] = {
             "nulls": self.nulls.after(nulls, NULLS, limits.season_ms, limits.log_odds, share=True),
             "from_ms": began,
             "part": part,
         }
-        if part.count >= VALUES:
-            update["part"] = Sketch()
+        if part.size >= VALUES:
+            update["part"] = Part()
             if self.usual:
                 distance = math.sqrt(max(0.0, psi(self.usual, {b: float(n) for b, n in part.bins.items()})))
                 one = Block(began, to_ms, 1.0, distance, distance**2)
@@ -68,14 +81,7 @@ class Column(NamedTuple):
         return None if since_ms is None or index < limits.min_psi else (since_ms, index)
 
 
-def _plus(a: Sketch, b: Sketch) -> Sketch:
-    bins = dict(a.bins)
-    for name, n in b.bins.items():
-        bins[name] = bins.get(name, 0) + n
-    return Sketch(count=a.count + b.count, nulls=a.nulls + b.nulls, bins=bins)
-
-
-def _mixed(usual: dict[str, float], part: Sketch) -> dict[str, float]:
+def _mixed(usual: dict[str, float], part: Part) -> dict[str, float]:
     """Counts as of `SEASONS` at most: what is older fades."""
     most = SEASONS * GRAINS * VALUES
     total = sum(usual.values())
@@ -87,8 +93,8 @@ def _mixed(usual: dict[str, float], part: Sketch) -> dict[str, float]:
     return {b: round(mixed[b], 1) for b in largest}
 
 
-class Memories(Memory):
-    columns: dict[str, Column] = Field(default_factory=dict)
+class Memories(Memory, frozen=True):
+    columns: dict[str, Column] = {}
 
     def renewed(self, since_ms: int) -> Memory:
         return Memories(since_ms=since_ms, columns={n: c.renewed() for n, c in self.columns.items()})
@@ -102,7 +108,7 @@ def shift(health: Health, vitals: Vitals | None, now: int, limits: Limits) -> tu
             if new.count and (name in columns or len(columns) < MAX_COLUMNS):
                 column = columns.get(name, Column())
                 columns[name] = column.after(new, vitals.from_ms, vitals.to_ms, limits)
-        known = known.model_copy(update={"columns": columns})
+        known = replace(known, columns=columns)
         health = health.remember(SHIFT, known)
     if vitals is not None:
         return health, []

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from msgspec.structs import replace
+
 from ...topics.messages import Vitals
 from .health import Finding, Health, Memory
 from .limits import Limits
@@ -16,7 +20,7 @@ AGE = Floor(young=300.0, mature=120.0)
 LEAST_FAILING = 100  # examples; fewer may be one odd batch
 
 
-class Memories(Memory):
+class Memories(Memory, frozen=True):
     back_ms: int = 0  # since when the version in use is far behind the newest; 0: it is not
     back: int = 0  # that version
     failing: int = 0  # examples in a row of windows in which most could not be learned
@@ -44,31 +48,29 @@ def staleness(
 
 
 def _seen(health: Health, vitals: Vitals, limits: Limits, now: int) -> Health:
-    update: dict[str, object] = {}
+    update: dict[str, Any] = {}
     known = health.recall(STALENESS, Memories)
     if vitals.agent == "learn" and vitals.learned:
         update["progress_ms"] = max(health.progress_ms, min(vitals.to_ms, now))
     if vitals.agent == "learn" and (vitals.learned or vitals.raised):
         failing = 2 * vitals.raised > vitals.learned
-        known = known.model_copy(
-            update={
-                "failing": known.failing + vitals.raised if failing else 0,
-                "failing_ms": (known.failing_ms or vitals.from_ms) if failing else 0,
-            }
+        known = replace(
+            known,
+            failing=known.failing + vitals.raised if failing else 0,
+            failing_ms=(known.failing_ms or vitals.from_ms) if failing else 0,
         )
     if vitals.agent == "score" and vitals.asked:
         if vitals.version > health.version:
             update |= {"version": vitals.version, "version_ms": min(vitals.from_ms, now)}
         behind = max(health.version, vitals.version) - vitals.version > limits.max_versions_back
-        known = known.model_copy(
-            update={"back_ms": (known.back_ms or vitals.from_ms) if behind else 0, "back": vitals.version}
-        )
+        began = (known.back_ms or vitals.from_ms) if behind else 0
+        known = replace(known, back_ms=began, back=vitals.version)
     if vitals.agent == "score" and vitals.ages.count:
         a = vitals.ages
         block = Block(vitals.from_ms, vitals.to_ms, a.count, a.total, a.squares)
         ages = known.ages.after(block, AGE, limits.season_ms, limits.log_odds)
-        known = known.model_copy(update={"ages": ages})
-    return health.model_copy(update=update).remember(STALENESS, known)
+        known = replace(known, ages=ages)
+    return replace(health, **update).remember(STALENESS, known)
 
 
 def _silent(health: Health, limits: Limits) -> Finding | None:

@@ -13,7 +13,7 @@ from tests.judgement.world import OBJECTIVES, World, pipeline
 
 
 # own: begin
-class Promised(Memory):
+class Promised(Memory, frozen=True):
     most: float = 0.0
 
 

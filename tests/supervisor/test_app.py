@@ -198,7 +198,7 @@ async def test_what_another_release_left_in_the_table_is_no_end(world: World, st
         supervisor._table = {"eager": stored, "/": stored}
         await world.score(line=0, version=1, bad=90)
         await until(lambda: state(supervisor) is State.QUARANTINED)
-        assert Health.model_validate_json(supervisor._table["eager"]).model == "eager"
+        assert Health.decode(supervisor._table["eager"]).model == "eager"
 
 
 async def test_an_operator_is_obeyed_and_not_undone(world: World) -> None:
