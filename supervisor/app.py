@@ -18,7 +18,7 @@ from aiokafka import AIOKafkaConsumer
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
 from faust.types import TP
 from mode import Service
-from msgspec import DecodeError, json, structs
+from msgspec import structs
 from pydantic import ValidationError
 
 from ..models.routing import Routing
@@ -27,8 +27,9 @@ from ..topics.log import Out, Record, Writer
 from ..topics.messages import Incident, Manifest, State, Verdict, Vitals
 from ..topics.tail import Tail
 from . import incidents as episodes
+from .healths import Healths
 from .lifecycle import IN_TRAFFIC, Book, KnownVersion, decide, obeyed, operator_verdict
-from .policies import Finding, Health, Limits, Policy, fold, look, of_models, of_pipelines
+from .policies import Finding, Limits, Policy, fold, look, of_models, of_pipelines
 
 log = structlog.get_logger(__name__)
 
@@ -50,11 +51,12 @@ LEAVE_S = 2.0  # for what is starting to be up before it is stopped; Faust sleep
 CUTS = 3  # of Faust's connections when it does not leave: aiokafka connects anew for the next request
 CUT_S = 0.3  # between two of them
 OBEY_S = 10.0  # an operator's verdict is read back within this, or the broker is in trouble
-# of one model's health, a tenth of what a record may hold; built-in policies keep it below 100 kB.
-MAX_HEALTH_BYTES = 256_000
-LOG_KEY = "/"  # of the table, for LOG; no model may be named so
 LOG = ""  # stands for the model in incidents that concern no single one
 ROUND_TICKS = 4  # ticks between looks at models without news
+KEEP_S = (
+    10.0  # between writes of health; a crash has as much read again, which takes a second with 100 models
+)
+MAX_UNKEPT = 20_000  # vitals folded and not kept; 40 MB, ten times what 100 models report in that time
 
 
 class Pipeline(Protocol):
@@ -147,8 +149,12 @@ class Supervisor(Service):
         *,
         clock: Clock = wall_clock,
         policies: Mapping[str, Sequence[Policy]] | None = None,
+        keep_s: float = KEEP_S,
     ) -> None:
-        """`policies` are those of each model, and of the pipeline under ""; built-in ones by `limits` otherwise."""
+        """`policies` are those of each model, and of the pipeline under ""; built-in ones by `limits` otherwise.
+
+        Health is written every `keep_s` seconds; what is read again after a crash grows with it.
+        """
         super().__init__()
         built_in = {LOG: of_pipelines(limits), **dict.fromkeys(pipeline.models, of_models(limits))}
         self._policies: Mapping[str, Sequence[Policy]] = {**built_in, **(policies or {})}
@@ -174,8 +180,12 @@ class Supervisor(Service):
         self._work: list[asyncio.Task[None]] = []
         self._joining: asyncio.Task[None] | None = None
         self._read = False
-        self._healths: dict[str, tuple[bytes, Health]] = {}  # decoded table values
-        self._app, self._table = self._build(pipeline.name)
+        self._app, table = self._build(pipeline.name)
+        self._healths = Healths(table)
+        self._keep_s = keep_s
+        self._kept = time.monotonic()  # when health was written last
+        self._unkept: list[Any] = []  # Faust's events since
+        self._generation = -1  # of the group, at the last event
 
     @property
     def routing(self) -> Routing:
@@ -276,6 +286,7 @@ class Supervisor(Service):
             broker_commit_interval=COMMIT_S,
             broker_request_timeout=REQUEST_S,
             stream_processing_timeout=IDLE_S,
+            stream_wait_empty=False,  # for what is not acknowledged: that waits for health to be written
             store="memory://",
         )
         app.transport = _Transport(app.conf.broker_consumer, app)
@@ -298,10 +309,29 @@ class Supervisor(Service):
         return app, table
 
     async def _watch(self, stream: Any) -> None:
-        async for value in stream:
-            vitals = _parse(Vitals, value, f"{self._pipeline.name}.vitals")
+        unacknowledged = stream.noack()
+        self._unkept.clear()
+        async for event in unacknowledged.events():
+            if event.message.generation_id != self._generation:
+                # After a rebalance all comes again that was not acknowledged.
+                self._generation = event.message.generation_id
+                self._unkept.clear()
+                self._healths.forget()
+            vitals = _parse(Vitals, event.value, f"{self._pipeline.name}.vitals")
             if vitals is not None:
                 self._note(vitals)
+            self._unkept.append(event)
+            if time.monotonic() - self._kept >= self._keep_s or len(self._unkept) >= MAX_UNKEPT:
+                await self._keep(unacknowledged)
+
+    async def _keep(self, stream: Any) -> None:
+        """Writes health while a record is at hand: Faust takes no change of a table at other times."""
+        await self._healths.keep()
+        await self._app.producer.flush()
+        unkept, self._unkept = self._unkept, []
+        for event in unkept:
+            await stream.ack(event)
+        self._kept = time.monotonic()
 
     def _note(self, vitals: Vitals) -> None:
         if vitals.trouble:
@@ -313,41 +343,15 @@ class Supervisor(Service):
             self._fold(vitals)
 
     def _fold(self, vitals: Vitals) -> None:
-        model, before = vitals.model, self._health(vitals.model)
+        model, before = vitals.model, self._healths.of(vitals.model)
         course = self._known.book.courses.get(model)
         if course is not None and course.since_ms > before.judged_ms:
             before = structs.replace(before, judged_ms=course.since_ms)
         after = fold(before, vitals, self._policies[model], self._clock())
         if after is before:
             return
-        self._keep(model, after)
+        self._healths.put(model, after)
         self._news.add(model)
-
-    def _keep(self, model: str, health: Health) -> None:
-        value = health.encode()
-        if len(value) > MAX_HEALTH_BYTES:
-            largest = max(health.memory, key=lambda p: len(json.encode(health.memory[p])), default="")
-            log.error("health too large: forgotten", model=model, policy=largest, size=len(value))
-            memory = {p: m for p, m in health.memory.items() if p != largest}
-            health = structs.replace(health, memory=memory)
-            value = health.encode()
-        self._table[model or LOG_KEY] = value
-        self._healths[model] = (value, health)
-
-    def _health(self, model: str) -> Health:
-        value = self._table.get(model or LOG_KEY)
-        if value is None:
-            return Health(model=model)
-        decoded = self._healths.get(model)
-        if decoded is None or decoded[0] is not value:
-            # What another release wrote may not be readable: the evidence is then gathered anew.
-            try:
-                health = Health.decode(value)
-            except DecodeError as error:
-                log.warning("unreadable health", model=model, error=str(error))
-                health = Health(model=model)
-            decoded = self._healths[model] = (value, health)
-        return decoded[1]
 
     # --- judgement ---
 
@@ -361,7 +365,7 @@ class Supervisor(Service):
         for model, found in self._found.items():
             changed += episodes.alarms(written, model, self._alarming(model, found), now)
         self._found.clear()
-        found = look(self._health(LOG), self._policies[LOG], now)
+        found = look(self._healths.of(LOG), self._policies[LOG], now)
         changed += episodes.alarms(written, LOG, [*self._troubled(written, now), *found], now)
         await self._write(due, changed, now)
 
@@ -391,7 +395,7 @@ class Supervisor(Service):
 
     def _judge(self, model: str, now: int) -> list[Verdict]:
         route, course = self.routing.routes[model], self._known.book.courses[model]
-        health = self._health(model)
+        health = self._healths.of(model)
         fresh = health.within(route.line, course.since_ms)
         fresh = structs.replace(fresh, arriving_ms=self._arriving_ms)
         found = self._found[model] = look(fresh, self._policies[model], now)

@@ -49,6 +49,8 @@ def _outlived(refusal: Refusal | None, version: int, versions: Mapping[int, Tall
 
 
 def _out(health: Health, limits: Limits, now: int) -> Finding | None:
+    if not any([a.bad for a in health.answers]):
+        return None
     entries = [a for a in health.answers if a.to_ms >= now - limits.window_ms]
     asked, bad = sum(a.size for a in entries), sum(a.bad for a in entries)
     if not bad:

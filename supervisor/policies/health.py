@@ -147,6 +147,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
                 versions=self.versions,
                 memory=self.memory,
             )
+        if not since_ms:
+            return self
         refusal = self.refusal if self.refusal and self.refusal.at_ms >= since_ms else None
         return replace(
             self,

@@ -108,6 +108,8 @@ def worse(error: float, baseline: float, margin: float) -> bool:
 
 
 def _baseline(health: Health, known: Memories, limits: Limits, now: int) -> Finding | None:
+    if known.paired.seen and known.paired.worse.against(limits.log_odds) is None:
+        return None
     entries = [e for e in health.examples if e.to_ms >= now - limits.window_ms]
     labelled = sum(e.size for e in entries)
     if labelled < limits.min_examples:
@@ -118,11 +120,8 @@ def _baseline(health: Health, known: Memories, limits: Limits, now: int) -> Find
     late = entries[began:]
     if not worse(sum(e.error for e in late), sum(e.baseline for e in late), limits.margin):
         return None
-    if known.paired.seen:
-        if known.paired.worse.against(limits.log_odds) is None:
-            return None
-    elif not worse(error, baseline, limits.margin):  # sums only, from an older learner: no sequence to test
-        return None
+    if not known.paired.seen and not worse(error, baseline, limits.margin):
+        return None  # sums only, from an older learner: no sequence to test
     mean, reference = error / labelled, baseline / labelled
     return Finding(
         QUALITY,

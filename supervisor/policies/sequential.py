@@ -14,6 +14,7 @@ import math
 from typing import Any, NamedTuple
 
 BETS = (0.5, 1.0, 2.0)  # standard deviations of a block: slow, middling and abrupt changes
+LOG_BETS = math.log(len(BETS))
 CLIP = 5.0  # of a block's score: no single block, however odd, is an alarm (its evidence is 8 of 13.8)
 DEPENDENCE = 2.0  # examples worth one independent example: neighbours share a version and a mood
 SLACK = 2.0  # standard deviations of its own history that a block may stray for ever
@@ -36,7 +37,7 @@ class Evidence(NamedTuple):
     def after(self, z: float, at_ms: int, log_odds: float) -> Evidence:
         """One block further, which began at `at_ms`; its score has mean 0 or less if all is well."""
         z = max(-CLIP, min(CLIP, z))
-        most = log_odds + math.log(len(BETS)) + MAX_EXCESS
+        most = log_odds + LOG_BETS + MAX_EXCESS
         logs, sums, risen = [], [], []
         for bet, log, known, since in zip(BETS, self.logs, self.sums, self.risen_ms, strict=True):
             ratio = bet * z - bet * bet / 2
@@ -47,10 +48,8 @@ class Evidence(NamedTuple):
 
     def against(self, log_odds: float) -> int | None:
         """Since when (ms), if the odds are reached: the mixture's, with equal weights of the bets."""
-        best = max(range(len(BETS)), key=self.logs.__getitem__)
-        if self.logs[best] < log_odds + math.log(len(BETS)):
-            return None
-        return self.risen_ms[best]
+        most = max(self.logs)
+        return None if most < log_odds + LOG_BETS else self.risen_ms[self.logs.index(most)]
 
 
 def _log1p_exp(x: float) -> float:

@@ -30,6 +30,7 @@ from riverkeeper.models.unpickle import AllowList
 from riverkeeper.models.version import Assembler
 from riverkeeper.process import judgement_of, policies_of
 from riverkeeper.supervisor.app import Supervisor
+from riverkeeper.supervisor.healths import Healths
 from riverkeeper.topics.log import Out
 from riverkeeper.topics.messages import Example, Incident, Origin, Prediction, State, Verdict, Vitals
 from riverkeeper.topics.store import ORIGIN, Progress
@@ -40,6 +41,7 @@ T = TypeVar("T")
 
 FACTS_PER_WINDOW = 500  # the unit of a delay
 BATCH = 200  # records a step
+KEPT_VITALS = 20  # between writes of health; three windows'
 
 
 class Order(Fact):
@@ -185,6 +187,8 @@ class World:
         self._decode = msgspec.json.Decoder(Prediction).decode
         self._example = msgspec.json.Decoder(Example).decode
         self._loop = asyncio.new_event_loop()
+        self.table: dict[str, bytes] = {}  # what Faust would keep of health
+        self._unkept: list[bytes] = []  # vitals since it was written
         self._runtime = self._runtime_of(self.pipeline)
         self.supervisor = self._run(self._supervised())
         self.ingest = IngestWork(
@@ -213,7 +217,7 @@ class World:
             clock=lambda: int(self.clock.ms),
             policies=policies_of(self.pipeline),
         )
-        made._table = {}
+        made._healths = Healths(self.table)
         made._writer = Writer(self)  # type: ignore[assignment]
         return made
 
@@ -243,10 +247,12 @@ class World:
         return list(self._models)
 
     def restart_supervisor(self) -> None:
-        """Another process takes over: of health it has what the table holds, the rest it reads from the log."""
+        """Another process takes over after a crash: of health it has what the table holds, the rest it reads
+        from the log, and vitals from the first that was not acknowledged."""
         before, self.supervisor = self.supervisor, self._run(self._supervised())
-        self.supervisor._table = dict(before._table)
         self._read_back(before)
+        for value in self._unkept:
+            self.supervisor._note(Vitals.model_validate_json(value))
 
     def _read_back(self, before: Supervisor) -> None:
         for record in self._verdicts:
@@ -271,7 +277,9 @@ class World:
             other._begin(student)
         other.join._matcher = copy.deepcopy(self.join._matcher)
         other.serve_with(other.pipeline)
-        other.supervisor._table = dict(self.supervisor._table)
+        other._run(self.supervisor._healths.keep())
+        self._unkept.clear()
+        other.table.update(self.table)
         other._read_back(self.supervisor)
         for work in (other.ingest, other.join, other.learn, other.score):
             work._since_ms = int(self.clock.ms)
@@ -390,9 +398,16 @@ class World:
     def _judge(self) -> None:
         vitals = [*self.ingest.vitals(), *self.score.vitals(), *self._scorer.own_vitals()]
         vitals += [*self.join.vitals(), *(self.learn.vitals() if self.learning else [])]
+        if len(self._unkept) >= KEPT_VITALS:
+            self._keep()
         for each in vitals:
-            self.supervisor._note(Vitals.model_validate_json(self.report(each).encode()))
+            self._unkept.append(self.report(each).encode())
+            self.supervisor._note(Vitals.model_validate_json(self._unkept[-1]))
         self._run(self.supervisor._tick())
+
+    def _keep(self) -> None:
+        self._run(self.supervisor._healths.keep())
+        self._unkept.clear()
 
     def state(self, model: str = "learned") -> State:
         return self.supervisor.routing.routes[model].state
