@@ -22,7 +22,7 @@ from tests.counterexamples.without import Remedy
 REMEDIES = [
     Remedy(
         "supervisor/lifecycle.py",
-        "        skip=skipped(route, health, versions, good, finding.onset_ms),\n",
+        "        skip=skipped(route, health, versions, good, NEVER if relapses else finding.onset_ms),\n",
         "        skip=(),\n",
         what="the verdict names the spans to skip",
     ),
