@@ -22,6 +22,7 @@ from msgspec import structs
 from pydantic import ValidationError
 
 from ..models.routing import Routing
+from ..topics import stray
 from ..topics.connection import Connection
 from ..topics.log import Out, Record, Writer
 from ..topics.messages import Incident, Manifest, State, Verdict, Vitals
@@ -254,7 +255,8 @@ class Supervisor(Service):
 
     async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
         try:
-            await work
+            with stray.named():
+                await work
         except Exception as error:  # noqa: BLE001  the boundary of the task: it ends the service
             await self.crash(error)
 

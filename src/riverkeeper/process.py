@@ -23,6 +23,7 @@ from .models.pipeline import Pipeline
 from .settings import Settings
 from .supervisor.policies import Limits as JudgementLimits
 from .supervisor.policies import Policy, of_models, of_pipelines
+from .topics import stray
 from .topics.catalog import Catalog, TopicSpec, family
 from .topics.seat import Seat
 from .topics.telemetry import Observatory, Telemetry
@@ -146,7 +147,8 @@ class Process:
 
     async def _watched(self, name: str, work: Awaitable[None]) -> None:
         try:
-            await work
+            with stray.named():
+                await work
         except Exception as error:
             self._failed[name] = str(error)
             raise

@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 from aiokafka import TopicPartition
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from riverkeeper.agents.join import OUTCOMES_PER_PREDICTION, SETTLED, Join, JoinWork, Matcher, Waiting
@@ -83,7 +83,6 @@ def histories(draw: st.DrawFn) -> tuple[list[Asked], list[CameTrue], list[Asked 
 History = tuple[list[Asked], list[CameTrue], list[Asked | CameTrue]]
 
 
-@settings(deadline=None)
 @given(histories())
 def test_one_example_for_each_prediction_whose_outcome_came_in_time(history: History) -> None:
     predictions, outcomes, order = history
@@ -109,7 +108,6 @@ def jumbled(draw: st.DrawFn) -> History:
     return predictions, outcomes, order
 
 
-@settings(deadline=None)
 @given(jumbled(), st.lists(st.booleans(), min_size=40, max_size=40), st.sampled_from([1, 2, PLENTY]))
 def test_restored_anywhere_it_goes_on_the_same(history: History, cuts: list[bool], limit: int) -> None:
     _, _, order = history
@@ -125,7 +123,6 @@ def test_restored_anywhere_it_goes_on_the_same(history: History, cuts: list[bool
         assert told + falls.fates == stays.fates
 
 
-@settings(deadline=None)
 @given(histories())
 def test_a_store_that_was_passed_by_holds_nothing(history: History) -> None:
     m = matcher()
