@@ -16,6 +16,8 @@ import msgspec
 from aiokafka import TopicPartition
 
 from ..models.pipeline import Pipeline
+from ..models.profile import MAX_SLICES, SAMPLE, slices_of
+from ..models.sketch import moments, sketch
 from ..topics.log import MAX_RECORD_BYTES, Out, Record, record_bytes
 from ..topics.messages import (
     UNREADABLE,
@@ -26,6 +28,7 @@ from ..topics.messages import (
     LabelValue,
     Origin,
     Prediction,
+    Slice,
     Vitals,
 )
 from ..topics.store import ORIGIN, Inspector, Progress
@@ -280,6 +283,9 @@ class JoinWork(Tracked):
         self._prediction = msgspec.json.Decoder(Prediction)
         self._outcome = msgspec.json.Decoder(Envelope[self._pipeline.outcomes])  # type: ignore[name-defined]
         self._examples = 0
+        self._predicted_count = 0
+        self._sampled: list[Example] = []  # some of those made since the last vitals
+        self._delays: list[float] = []  # seconds from a prediction to its outcome, of as many
         self._since_ms = agent.runtime.now_ms()
 
     def wanted(self) -> Collection[TopicPartition]:
@@ -307,6 +313,7 @@ class JoinWork(Tracked):
 
     def _predicted(self, record: Record) -> list[Example]:
         prediction = self._prediction.decode(record.value or b"")
+        self._predicted_count += 1
         waiting = Waiting(prediction.key, record.timestamp, record.value or b"")
         label = self._matcher.predict(b"%d" % record.offset, waiting)
         return [] if label is None else [_example(prediction, label.value)]
@@ -315,6 +322,8 @@ class JoinWork(Tracked):
         outcome = self._outcome.decode(record.value or b"")
         label = self._pipeline.label_of(outcome.data)
         met = self._matcher.come_true(outcome.key, label, record.timestamp)
+        if len(self._delays) < SAMPLE:
+            self._delays += [(record.timestamp - waiting.at) / 1000 for waiting in met]
         return [_example(self._prediction.decode(waiting.value), label) for waiting in met]
 
     def _outs(self, record: Record, examples: Sequence[Example]) -> list[Out]:
@@ -332,6 +341,8 @@ class JoinWork(Tracked):
             self._agent.runtime.telemetry.dead("join", bad.code)
             return dead_letter(self._pipeline, record, bad)
         self._examples += 1
+        if len(self._sampled) < SAMPLE:
+            self._sampled.append(example)
         return Out(self._pipeline.topic("examples"), self._partition, key, value, headers)
 
     def changes(self) -> list[Entry]:
@@ -342,11 +353,16 @@ class JoinWork(Tracked):
         matcher, telemetry = self._matcher, self._agent.runtime.telemetry
         counts = {fate.value: n for fate, n in matcher.fates.items()}
         counts |= {"examples": self._examples, "missing": matcher.missing, "pending": matcher.waiting}
+        counts["predictions"], self._predicted_count = self._predicted_count, 0
         for fate, n in matcher.fates.items():
             telemetry.outcomes(fate, n)
         telemetry.joined(self._examples)
         telemetry.pending(self._partition, matcher.waiting)
         since, self._since_ms = self._since_ms, self._agent.runtime.now_ms()
+        sampled, self._sampled = self._sampled, []
+        delays, self._delays = self._delays, []
+        slices = Counter(n for e in sampled for n in slices_of(self._pipeline.slices, e.features))
+        weight = self._examples / max(1, len(sampled))
         self._examples, matcher.missing = 0, 0
         matcher.fates.clear()
         return [
@@ -357,6 +373,9 @@ class JoinWork(Tracked):
                 from_ms=since,
                 to_ms=self._since_ms,
                 counts=counts,
+                sketch=sketch([e.label for e in sampled]),
+                slices={n: Slice(labelled=round(c * weight)) for n, c in slices.most_common(MAX_SLICES)},
+                delays=moments(delays),
             )
         ]
 
