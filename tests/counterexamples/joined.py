@@ -69,4 +69,4 @@ async def _none_open(broker: Broker, pipeline: Pipeline) -> bool:
         await reading.start()
         ends.append(await reading.end_offsets(tps))
         await stop_consumer(reading)
-    return ends[0] == ends[1]
+    return bool(ends[0] == ends[1])
