@@ -11,7 +11,16 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, MutableMapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -21,6 +30,7 @@ from aiokafka import TopicPartition
 from aiokafka.errors import AuthenticationFailedError, KafkaError, SaslAuthenticationFailed
 
 from ..models.pipeline import Pipeline
+from ..topics import stray
 from ..topics.catalog import TopicMissing
 from ..topics.connection import Connection
 from ..topics.log import (
@@ -332,7 +342,8 @@ class Agent(ABC):
     async def _work(self, stop: asyncio.Event) -> None:
         while not stop.is_set():
             try:
-                await self._stay(stop)
+                with stray.named():
+                    await self._stay(stop)
             except Exception as error:  # noqa: BLE001  the boundary: a failed stay is dropped whole and begun anew
                 cause = _first(error)
                 if isinstance(cause, FATAL):
@@ -491,8 +502,7 @@ class Agent(ABC):
             else:
                 outs += made
         await self._write(session, outs)
-        if commits:
-            await asyncio.gather(*commits)
+        await _all(commits)
         self.runtime.telemetry.wrote(self.name, everything)
         for owner in session.owners.values():
             owner.work.delivered()
@@ -523,7 +533,7 @@ class Agent(ABC):
         limit = asyncio.Semaphore(PARALLEL_TAKEOVERS)
         async with asyncio.TaskGroup() as group:
             for partition in wanted - session.owners.keys():
-                group.create_task(self._take_over(session, partition, limit))
+                group.create_task(_named(self._take_over(session, partition, limit)))
         session.reader.read_from(session.positions())
         self._unready = ""
         self.log.info("partitions", owned=sorted(session.owners), stopped=session.stopped)
@@ -584,11 +594,7 @@ class Agent(ABC):
             self.runtime.telemetry.forget_lag(self.name, tp.topic, tp.partition)
         session.reader.read_from({})
         owners = list(session.owners.values())
-        parting = (self._part_with(owner, drained=drained) for owner in owners)
-        # One that fails leaves the others time: none may be at work once this has returned.
-        for outcome in await asyncio.gather(*parting, return_exceptions=True):
-            if isinstance(outcome, BaseException):
-                raise outcome
+        await _all(self._part_with(owner, drained=drained) for owner in owners)
         session.owners.clear()
 
     async def _part_with(self, owner: Owner, *, drained: bool) -> None:
@@ -670,6 +676,19 @@ def _first(error: BaseException) -> Exception:
     return error
 
 
+async def _all(works: Iterable[Awaitable[None]]) -> None:
+    """One that fails leaves the others time: none may be at work once this has returned."""
+    for outcome in await asyncio.gather(*map(_named, works), return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome
+
+
+async def _named(work: Awaitable[None]) -> None:
+    """For whoever takes a cancelled task for one that was asked to end."""
+    with stray.named():
+        await work
+
+
 async def _forever(work: Awaitable[None]) -> None:
-    await work
+    await _named(work)
     raise RuntimeError("a task that runs for ever has ended")

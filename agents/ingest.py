@@ -6,7 +6,7 @@ partition; never on a clock. Times here are the log's append times.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, NamedTuple
@@ -19,7 +19,7 @@ from msgspec import UNSET
 from ..models.pipeline import Dedupe, Pipeline
 from ..topics.cloudevents import Event, decode, loads
 from ..topics.log import MAX_RECORD_BYTES, Out, Record, record_bytes
-from ..topics.messages import UNREADABLE, BadRecord, Envelope, ErrorCode, Fact
+from ..topics.messages import UNREADABLE, BadRecord, Envelope, ErrorCode, Fact, Span, Vitals
 from ..topics.partition import partitions
 from ..topics.store import ORIGIN, ORIGIN_ROOM, Inspector, Progress
 from .agent import Agent, Entry, Table
@@ -48,6 +48,7 @@ class Parsed(NamedTuple):
     key: bytes
     id: str
     value: bytes
+    time: datetime
 
 
 class _Route(NamedTuple):
@@ -127,7 +128,7 @@ class Parser:
             key = getattr(event, route.key)
             event._id = event._type = event._time = UNSET
             envelope = Envelope(id=id, type=name, time=time, key=key, data=event)
-            return tuple.__new__(Parsed, (route.suffix, key.encode(), id, self._encode(envelope)))
+            return tuple.__new__(Parsed, (route.suffix, key.encode(), id, self._encode(envelope), time))
         return None
 
     def _plain(self, data: Any) -> Event:
@@ -154,7 +155,7 @@ class Parser:
         id = _id(event.id)
         time = _time(event.time if event.time is not None else appended_ms)
         envelope = Envelope(id=id, type=event.type, time=time, key=key, data=data)
-        return Parsed(route.suffix, key.encode(), id, self._encode(envelope))
+        return Parsed(route.suffix, key.encode(), id, self._encode(envelope), time)
 
 
 def _check_place(name: str, placed: object) -> None:
@@ -285,6 +286,11 @@ class IngestWork(Tracked):
         super().__init__(progress, agent.pipeline.revision, agent.runtime.limits, fresh=fresh)
         self._pipeline = agent.pipeline
         self._telemetry = agent.runtime.telemetry
+        self._runtime = agent.runtime
+        self._counts: Counter[str] = Counter()  # since the last vitals, as is all below
+        self._span: Span | None = None
+        self._event_ms = 0
+        self._since_ms = agent.runtime.now_ms()
         self._parser = Parser(agent.pipeline)
         self._recent = recent
 
@@ -301,6 +307,7 @@ class IngestWork(Tracked):
             if made is not None:
                 parsed.append((record, made))
         self._telemetry.duplicates("ingest", len(records) - len(parsed) - len(dead))
+        self._count(tp.partition, records, parsed, len(dead))
         return [*self._outs(tp, parsed), *dead]
 
     def _checked(self, record: Record, parsed: Parsed) -> Parsed | None:
@@ -323,7 +330,36 @@ class IngestWork(Tracked):
                 Out,
                 (topics[suffix], partition, key, value, ((ORIGIN, b"%b/%d/0" % (source, record.offset)),)),
             )
-            for (record, (suffix, key, _, value)), partition in zip(parsed, where, strict=True)
+            for (record, (suffix, key, _, value, _)), partition in zip(parsed, where, strict=True)
+        ]
+
+    def _count(
+        self, partition: int, records: Sequence[Record], parsed: Sequence[tuple[Record, Parsed]], dead: int
+    ) -> None:
+        self._counts.update(made.suffix for _, made in parsed)
+        self._counts["dead"] += dead
+        self._counts["duplicates"] += len(records) - len(parsed) - dead
+        start = self._span.start if self._span is not None else records[0].offset
+        self._span = Span(partition, start, records[-1].offset + 1)
+        if parsed:
+            self._event_ms = max(self._event_ms, int(parsed[-1][1].time.timestamp() * 1000))
+
+    def vitals(self) -> list[Vitals]:
+        since, self._since_ms = self._since_ms, self._runtime.now_ms()
+        counts, self._counts = self._counts, Counter()
+        span, self._span = self._span, None
+        event_ms, self._event_ms = self._event_ms, 0
+        return [
+            Vitals(
+                agent="ingest",
+                replica=self._runtime.replica,
+                model="",
+                spans=(span,) if span is not None else (),
+                from_ms=since,
+                to_ms=self._since_ms,
+                counts={name: n for name, n in counts.items() if n},
+                event_ms=event_ms,
+            )
         ]
 
     def changes(self) -> list[Entry]:

@@ -16,6 +16,8 @@ import msgspec
 from aiokafka import TopicPartition
 
 from ..models.pipeline import Pipeline
+from ..models.profile import MAX_SLICES, SAMPLE, slices_of
+from ..models.sketch import moments, sketch
 from ..topics.log import MAX_RECORD_BYTES, Out, Record, record_bytes
 from ..topics.messages import (
     UNREADABLE,
@@ -24,13 +26,14 @@ from ..topics.messages import (
     ErrorCode,
     Example,
     LabelValue,
+    Slice,
     Vitals,
 )
 from ..topics.store import ORIGIN, ORIGIN_ROOM, Inspector, Progress, place
 from ..topics.telemetry import Fate
 from .agent import Agent, Entry, Runtime, Table
 from .line import SETTLED, Line
-from .pending import Packing, Pending, kept_of, named, place_of
+from .pending import Packing, Pending, at_of, kept_of, named, place_of
 from .work import Tracked, check_store, dead_letter, resume, unreadable
 
 WAITING, LABEL, GONE = b"p/", b"o/", b"g/"  # prefixes of the store's keys
@@ -49,6 +52,7 @@ class Label(msgspec.Struct, array_like=True, frozen=True, gc=False):
 
 _label = msgspec.json.Decoder(Label)
 _encode = msgspec.json.Encoder().encode
+_example = msgspec.json.Decoder(Example).decode
 
 
 class Matcher:
@@ -116,8 +120,8 @@ class Matcher:
                 self._early.sweep(self._waits)
         return label
 
-    def come_true(self, key: bytes, value: LabelValue, at: int) -> list[bytes]:
-        """An outcome arrives: what was kept of the predictions that waited for it, in their order."""
+    def come_true(self, key: bytes, value: LabelValue, at: int) -> list[tuple[int, bytes]]:
+        """An outcome arrives: (append time, what was kept) of the predictions that waited for it, in their order."""
         if at > self._came_true_ms or self._look:
             self._came_true_ms = max(at, self._came_true_ms)
             self._expire()
@@ -140,7 +144,7 @@ class Matcher:
         found = []
         for entry in met:
             self._dirty[WAITING + place_of(entry)] = None
-            found.append(kept_of(entry, key))
+            found.append((at_of(entry), kept_of(entry, key)))
         return found
 
     def _again(self, key: bytes, label: Label, value: LabelValue) -> None:
@@ -265,6 +269,9 @@ class JoinWork(Tracked):
         self._packing = agent.packing
         self._outcome = msgspec.json.Decoder(Envelope[self._pipeline.outcomes])  # type: ignore[name-defined]
         self._examples = 0
+        self._predicted_count = 0
+        self._sampled: list[bytes] = []  # some of the examples made since the last vitals
+        self._delays: list[float] = []  # seconds from a prediction to its outcome, of as many
         self._since_ms = agent.runtime.now_ms()
 
     def wanted(self) -> Collection[TopicPartition]:
@@ -295,6 +302,7 @@ class JoinWork(Tracked):
 
     def _predicted(self, record: Record, value: bytes) -> Sequence[Example]:
         served = self._packing.decode(value)
+        self._predicted_count += 1
         kept = self._packing.pack(served, value)
         key = served.key.encode()
         label = self._matcher.predict(key, kept, record.timestamp, record.offset, value)
@@ -304,7 +312,9 @@ class JoinWork(Tracked):
         outcome = self._outcome.decode(value)
         label = self._pipeline.label_of(outcome.data)
         met = self._matcher.come_true(outcome.key.encode(), label, record.timestamp)
-        return [self._packing.example(outcome.key, kept, label) for kept in met]
+        if len(self._delays) < SAMPLE:
+            self._delays += [(record.timestamp - at) / 1000 for at, _ in met]
+        return [self._packing.example(outcome.key, kept, label) for _, kept in met]
 
     def _out(self, record: Record, origin: bytes, example: Example) -> Out:
         key, value = example.key.encode(), _encode(example)
@@ -315,6 +325,8 @@ class JoinWork(Tracked):
             self._agent.runtime.telemetry.dead("join", bad.code)
             return dead_letter(self._pipeline, record, bad)
         self._examples += 1
+        if len(self._sampled) < SAMPLE:
+            self._sampled.append(value)
         return tuple.__new__(Out, (self._examples_topic, self._partition, key, value, ((ORIGIN, origin),)))
 
     def changes(self) -> list[Entry]:
@@ -325,11 +337,16 @@ class JoinWork(Tracked):
         matcher, telemetry = self._matcher, self._agent.runtime.telemetry
         counts = {fate.value: n for fate, n in matcher.fates.items()}
         counts |= {"examples": self._examples, "missing": matcher.missing, "pending": matcher.waiting}
+        counts["predictions"], self._predicted_count = self._predicted_count, 0
         for fate, n in matcher.fates.items():
             telemetry.outcomes(fate, n)
         telemetry.joined(self._examples)
         telemetry.pending(self._partition, matcher.waiting)
         since, self._since_ms = self._since_ms, self._agent.runtime.now_ms()
+        sampled, self._sampled = [_example(value) for value in self._sampled], []
+        delays, self._delays = self._delays, []
+        slices = Counter(n for e in sampled for n in slices_of(self._pipeline.slices, e.features))
+        weight = self._examples / max(1, len(sampled))
         self._examples, matcher.missing = 0, 0
         matcher.fates.clear()
         return [
@@ -340,6 +357,9 @@ class JoinWork(Tracked):
                 from_ms=since,
                 to_ms=self._since_ms,
                 counts=counts,
+                sketch=sketch([e.label for e in sampled]),
+                slices={n: Slice(labelled=round(c * weight)) for n, c in slices.most_common(MAX_SLICES)},
+                delays=moments(delays),
             )
         ]
 

@@ -15,6 +15,7 @@ from aiokafka import TopicPartition
 
 from ..models.features import FeatureFailure, FoldState
 from ..models.pipeline import CONSTANT
+from ..models.profile import Profile, Sample
 from ..models.serving import Answers, Observed, Pressure, Served, View, answer
 from ..topics.log import MAX_RECORD_BYTES, Out, Record, record_bytes
 from ..topics.messages import (
@@ -26,6 +27,7 @@ from ..topics.messages import (
     Prediction,
     Reason,
     ShadowAnswer,
+    Sketch,
     Source,
     Span,
     Vitals,
@@ -91,6 +93,7 @@ class ScoreWork(Tracked):
         self._decoder = msgspec.json.Decoder(Envelope[agent.pipeline.facts])  # type: ignore[name-defined]
         self._encode = msgspec.json.Encoder().encode
         self._observed: dict[str, Observed] = {}
+        self._sample = Sample()
         self._spans: dict[int, Span] = {}
         self._since_ms = agent.runtime.now_ms()
         self._written: list[tuple[Sequence[int], Answers]] = []  # append times, answers: not acknowledged yet
@@ -103,6 +106,7 @@ class ScoreWork(Tracked):
         self._agent.versions.recent.extend(row for row in rows[-64:] if not isinstance(row, FeatureFailure))
         self._agent.pace.begin(self._agent.runtime.monotonic())
         appended = [record.timestamp for record, _ in facts]
+        self._agent.profile.see(rows, [envelope.time for _, envelope in facts], appended)
         view, answers = await self._answered(facts, rows, appended)
         self._cover(tp.partition, facts[0][0].offset, facts[-1][0].offset + 1)
         self._agent.pace.answered(answers)
@@ -249,6 +253,7 @@ class ScoreWork(Tracked):
         self._agent.pace.end(self._agent.runtime.monotonic())
         for appended, answers in written:
             self._agent.shed(answers)
+            self._sample.see(answers)
             telemetry.latency(np.maximum(now - np.asarray(appended, dtype=np.float64), 0.0) / 1000)
             counts = Counter((said.asked, said.source, said.reason) for said in answers.served)
             for (model, source, reason), count in counts.items():
@@ -268,6 +273,7 @@ class ScoreWork(Tracked):
         runtime, since = self._agent.runtime, self._since_ms
         self._since_ms = runtime.now_ms()
         observed, self._observed = self._observed, {}
+        sketches = self._sample.take()
         spans, self._spans = tuple(self._spans.values()), {}
         return [
             Vitals(
@@ -281,10 +287,12 @@ class ScoreWork(Tracked):
                 to_ms=self._since_ms,
                 asked=seen.asked,
                 served=seen.served,
+                warming=seen.warming,
                 out_of_bounds=seen.out_of_bounds,
                 raised=seen.raised,
                 seconds=seen.seconds,
                 answers=seen.answers,
+                sketch=sketches.get(model, Sketch()),
             )
             for model, seen in observed.items()
         ]
@@ -296,6 +304,7 @@ class Score(Agent):
     def __init__(self, runtime: Runtime) -> None:
         super().__init__(runtime)
         self.pace = Pace()
+        self.profile = Profile(self.pipeline.graph.wanted, self.pipeline.slices)
         self._waited_ms = 0  # the longest that a fact had waited for its batch, since the last vitals
         self._counts: Counter[str] = (
             Counter()
@@ -366,6 +375,7 @@ class Score(Agent):
                 line=manifest.line,
                 from_ms=now,
                 to_ms=now,
+                warming=int(manifest.learned < self.pipeline.models[manifest.model].warmup),
                 gate=code,
             )
             for manifest, code in refusals.values()
@@ -378,6 +388,7 @@ class Score(Agent):
         since, self._since_ms = self._since_ms, now
         self._waited_ms = 0
         self._counts.clear()
+        seen = self.profile.take()
         return Vitals(
             agent="score",
             replica=self.runtime.replica,
@@ -385,4 +396,8 @@ class Score(Agent):
             from_ms=since,
             to_ms=now,
             counts=counts,
+            event_ms=seen.event_ms,
+            features=seen.features,
+            slices=seen.slices,
+            ages=seen.ages,
         )

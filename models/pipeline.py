@@ -27,6 +27,7 @@ from river import base
 
 from ..topics.messages import Answer, Fact, LabelValue
 from .features import Declared, Feature, Fold, Graph, PipelineError, did_you_mean, field_types
+from .objectives import Objectives
 from .quality import Task
 
 Factory: TypeAlias = Callable[[], Any]  # of a River estimator
@@ -102,14 +103,6 @@ class Publish:
 
 
 @dataclass(frozen=True)
-class Quality:
-    """How much worse than the fallback a model may be, and on how many examples that is judged."""
-
-    margin: float = 0.10  # relative to the fallback's error
-    min_examples: int = 500
-
-
-@dataclass(frozen=True)
 class Shed:
     """What may be left undone under backlog. What is not declared here is done, however late.
 
@@ -122,7 +115,7 @@ class Shed:
     shadows: float = 0.1  # share still asked: probation goes on, at a tenth of its pace
     examples: float = 1.0  # share still learned; 1: all of them, late
     after: timedelta | None = None
-    learn_after: timedelta = timedelta(minutes=5)  # a third of the default `max_staleness`
+    learn_after: timedelta = timedelta(minutes=5)  # a third of the default `Objectives.max_staleness`
 
 
 BACKLOG = timedelta(seconds=1)  # ten polls: a waiting fact is no backlog before that
@@ -131,7 +124,7 @@ SHED_STRETCH = 200  # examples learned or skipped together, so that a version's 
 DEDUPE = Dedupe()
 EVENT = EventFields()
 PUBLISH = Publish()
-QUALITY = Quality()
+OBJECTIVES = Objectives()
 PROBABILITY = Bounds(0.0, 1.0)
 
 
@@ -150,6 +143,9 @@ class Pipeline:
 
     Without `bounds` a classifier has those of a probability. Without `constant` the last fallback is
     0 for regression and 0.5 for a binary label, moved inside the bounds; multiclass must declare it.
+
+    `slices` names features by whose values models are judged apart. `objectives` is what models are held
+    to, all or each by name; `policies` judge beside the built-in ones (docs/judgement.md).
 
     A fact whose prediction could not be written within `deadline` of the fact's append is late: no model
     but a cheap fallback is asked for it. Without a deadline nothing is ever late.
@@ -177,8 +173,9 @@ class Pipeline:
         delivery: Delivery = "origin",
         publish: Publish = PUBLISH,
         max_pending: int = 200_000,  # predictions that wait for their outcome, per partition; ~60 MB
-        quality: Quality = QUALITY,
-        max_staleness: timedelta = timedelta(minutes=15),
+        slices: Sequence[str] = (),
+        objectives: Objectives | Mapping[str, Objectives] = OBJECTIVES,
+        policies: Sequence[Callable[..., Any]] = (),
         deadline: timedelta | None = None,
         shed: Shed | None = None,
     ) -> None:
@@ -196,8 +193,8 @@ class Pipeline:
         self.delivery = delivery
         self.publish = publish
         self.max_pending = max_pending
-        self.quality = quality
-        self.max_staleness = max_staleness
+        self.slices = tuple(slices)
+        self.policies = tuple(policies)
         self.deadline = deadline
         self.shed = shed
         self.backlog = self._checked_backlog()
@@ -206,11 +203,13 @@ class Pipeline:
         self._check_limits()
         self.models = self._checked_models(models)
         self.fallback = self._known_model("fallback", fallback)
+        self._objectives = self._checked_objectives(objectives)
         self.shares = self._checked_shares({serve: 1.0} if isinstance(serve, str) else dict(serve))
         self.task = self._checked_task()
         self.bounds = self._checked_bounds(bounds)
         self.constant = self._checked_constant(constant)
         self.graph = Graph.resolve(name, self.features, self._wanted(), facts, key)
+        self._check_slices()
         self.model_features = {model: self._features_of(model) for model in self.models}
         self.fingerprint = self.graph.fingerprint
         self.revision = self._revision()
@@ -268,6 +267,10 @@ class Pipeline:
         label: LabelValue = getattr(outcome, self.label.field)
         return label
 
+    def objectives(self, model: str) -> Objectives:
+        """What the model is held to."""
+        return self._objectives.get(model, OBJECTIVES)
+
     # Checks
 
     def _error(self, message: str) -> PipelineError:
@@ -312,8 +315,6 @@ class Pipeline:
             "publish budget": self.publish.budget,
             "publish keep": self.publish.keep,
             "max_pending": self.max_pending,
-            "quality min_examples": self.quality.min_examples,
-            "max_staleness": self.max_staleness,
             **({"deadline": self.deadline} if self.deadline is not None else {}),
             "backlog": self.backlog,
             **({"shed learn_after": self.shed.learn_after} if self.shed is not None else {}),
@@ -323,8 +324,6 @@ class Pipeline:
                 raise self._error(f"{name} is {value}; it must be more than 0")
         if self.publish.budget > 1:
             raise self._error(f"publish budget is {self.publish.budget}; it is a share of time, at most 1")
-        if not self.quality.margin >= 0:
-            raise self._error(f"quality margin is {self.quality.margin}; it must not be negative")
         if self.delivery not in get_args(Delivery):
             raise self._error(f"delivery is {self.delivery!r}; choose one of {', '.join(get_args(Delivery))}")
 
@@ -359,6 +358,25 @@ class Pipeline:
             hint = did_you_mean(name, self.models, f"; the models are {', '.join(self.models)}")
             raise self._error(f"{role} {name!r} is not one of the models{hint}")
         return name
+
+    def _checked_objectives(self, declared: Objectives | Mapping[str, Objectives]) -> dict[str, Objectives]:
+        by_model = (
+            dict.fromkeys(self.models, declared) if isinstance(declared, Objectives) else dict(declared)
+        )
+        for model, objectives in by_model.items():
+            self._known_model("objectives", model)
+            for wrong in objectives.faults():
+                raise self._error(f"objectives of {model!r}: {wrong}")
+        for policy in self.policies:
+            if not callable(policy):
+                raise self._error(f"policies holds {policy!r}; give functions (health, vitals, now)")
+        return by_model
+
+    def _check_slices(self) -> None:
+        for name in self.slices:
+            if name not in self.graph.wanted:
+                hint = did_you_mean(name, self.graph.wanted, "; add it to features, and to those of a model")
+                raise self._error(f"slices names {name!r}, which is no feature of any model{hint}")
 
     def _checked_shares(self, shares: dict[str, float]) -> dict[str, float]:
         for model, share in shares.items():

@@ -36,6 +36,20 @@ def loss(task: Task, answer: Answer, label: LabelValue) -> float:
     return _surprise(number if label else 1.0 - number)
 
 
+def residual(answer: Answer, label: LabelValue) -> float | None:
+    """Label minus answer, truth as 1; None where neither has a sign: an answer by class."""
+    if isinstance(answer, dict) or isinstance(label, str):
+        return None
+    return float(label) - answer
+
+
+def moved(before: Answer, after: Answer) -> float:
+    """How far an answer moved: the difference of numbers, the greatest of a class's probabilities."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        return max(abs(before.get(c, 0.0) - after.get(c, 0.0)) for c in {*before, *after})
+    return abs(_number(before) - _number(after))
+
+
 def _surprise(probability: float) -> float:
     return -math.log(min(max(probability, LEAST_PROBABILITY), 1.0))
 

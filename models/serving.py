@@ -19,6 +19,7 @@ from .features import FeatureFailure
 from .gate import LIMIT_US
 from .pipeline import CONSTANT, Bounds, Pipeline
 from .routing import Route, Routing
+from .sketch import merged
 
 ASKED_STATES = frozenset({State.LIVE, State.SHADOW, State.PROBATION})
 # µs per fact; a fact costs about three times that before any model is asked. A fallback that takes longer
@@ -106,6 +107,7 @@ class Observed:
     line: int = 0
     asked: int = 0
     served: int = 0
+    warming: int = 0
     out_of_bounds: int = 0
     raised: int = 0  # those that took too long among them
     seconds: float = 0.0
@@ -115,6 +117,7 @@ class Observed:
         self.version, self.line = other.version, other.line
         self.asked += other.asked
         self.served += other.served
+        self.warming += other.warming
         self.out_of_bounds += other.out_of_bounds
         self.raised += other.raised
         self.seconds += other.seconds
@@ -266,6 +269,7 @@ def _ask(
         version=version.version,
         line=version.line,
         asked=len(where),
+        warming=len(where) if warming(pipeline, version) else 0,
         out_of_bounds=len(bad) - raised,
         raised=raised,
         seconds=seconds,
@@ -381,16 +385,3 @@ def moments(numbers: Sequence[float]) -> Moments:
             low=float(column.min()),
             high=float(column.max()),
         )
-
-
-def merged(a: Moments, b: Moments) -> Moments:
-    if not a.count or not b.count:
-        return a if a.count else b
-    assert a.low is not None and a.high is not None and b.low is not None and b.high is not None
-    return Moments(
-        count=a.count + b.count,
-        total=a.total + b.total,
-        squares=a.squares + b.squares,
-        low=min(a.low, b.low),
-        high=max(a.high, b.high),
-    )

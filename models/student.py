@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
+from typing import NamedTuple
 
 import msgspec
 import structlog
 
-from ..topics.messages import Answer, Example, Features, Manifest, Source, Span, Vitals
+from ..topics.messages import Answer, Example, Features, Manifest, Moments, Slice, Source, Span, Vitals
 from .fastpath import Scorer
 from .pipeline import SHED_STRETCH, Pipeline
-from .quality import learn, learn_many, loss
+from .profile import MAX_SLICES, slices_of
+from .quality import learn, learn_many, loss, moved, residual
 from .routing import Route
+from .sketch import merged, moments
 from .unpickle import AllowList
 from .version import (
     MAX_MANIFEST_BYTES,
@@ -36,6 +39,7 @@ PROBES = 8  # facts a version carries with its answers, so that the gate can com
 MAX_PROBE_BYTES = MAX_MANIFEST_BYTES // (4 * PROBES)  # of one, so that probes never make a manifest too large
 MAX_SPANS = 5_000  # of one version, 100 kB of its manifest; then it is published early
 MAX_LOSS = 1e100  # sums of what is greater would not stay finite, and JSON has no infinity
+MAX_OPEN_SLICES = 1_000  # values of slices told apart in one window, 0.3 MB; the most frequent are told
 RETRY_SECONDS = 5.0  # before a version that could not be sealed is tried again
 
 Numbered = tuple[int, Example]  # an example and its offset
@@ -74,6 +78,8 @@ class Student:
         self._spans: tuple[Span, ...] = ()
         self._skipped: tuple[Span, ...] = ()
         self._probes: list[Features] = []
+        # Facts that stay the same from version to version, and what the last one said of them.
+        self._golden = list(self.published.probes) if self.published is not None else []
         self._error = _Paired()
         self._scorer: Scorer | None = None
         if self.published is not None:
@@ -188,18 +194,22 @@ class Student:
         if self.published is None or self._scorer is None or self.published.learned < self._model.warmup:
             return
         own = self._scorer([self._own(example.features) for example in examples])
+        compared = []
         for example, answer in zip(examples, own, strict=True):
             served = example.model == self.name and example.source is Source.MODEL
-            self._compare(example, example.served if served else answer)
+            compared += self._compare(example, example.served if served else answer)
+        self._seen.judge(self._pipeline.slices, compared)
 
-    def _compare(self, example: Example, answer: object) -> None:
+    def _compare(self, example: Example, answer: object) -> list[_Compared]:
         if example.baseline is None or not isinstance(answer, float | dict) or not _finite(answer):
-            return
+            return []
         task = self._pipeline.task
         pair = (loss(task, answer, example.label), loss(task, example.baseline, example.label))
-        if all(each < MAX_LOSS for each in pair):
-            self._error.add(*pair)
-            self._seen.error.add(*pair)
+        if not all(each < MAX_LOSS for each in pair):
+            return []
+        self._error.add(*pair)
+        self._seen.error.add(*pair)
+        return [_Compared(example, *pair, residual(answer, example.label))]
 
     def due(self, now: float) -> bool:
         """Whether a version should be published; `now` is monotonic seconds."""
@@ -220,6 +230,7 @@ class Student:
         data = dump(self.estimator)
         opened = begin(data, self._model.factory, self._allow)
         self._answer_with(data)
+        self._regild()
         sealed = seal(
             model=self.name,
             version=self._newest + 1,
@@ -246,6 +257,22 @@ class Student:
         self._published_at = now
         return sealed
 
+    def _regild(self) -> None:
+        """Asks the version that is about to be published for the golden facts, and notes what moved."""
+        if not self._golden:
+            self._golden = self._answered_probes()
+            return
+        assert self._scorer is not None
+        answers = self._scorer([features for features, _ in self._golden])
+        known = [
+            (features, before, after)
+            for (features, before), after in zip(self._golden, answers, strict=True)
+            if isinstance(after, float | dict) and _finite(after)
+        ]
+        if known and self.since:
+            self._seen.golden.append(sum(moved(before, after) for _, before, after in known) / len(known))
+        self._golden = [(features, after) for features, _, after in known]
+
     def spent(self, now: float, seconds: float) -> None:
         """What the last version cost; its share of the learner's time is bounded."""
         self._not_before = now + seconds / self._pipeline.publish.budget
@@ -267,7 +294,7 @@ class Student:
     def _good(self, manifest: Manifest) -> bool:
         if manifest.error is None or manifest.baseline_error is None:
             return False
-        return manifest.error <= manifest.baseline_error * (1 + self._pipeline.quality.margin)
+        return manifest.error <= manifest.baseline_error * (1 + self._pipeline.objectives(self.name).margin)
 
     def vitals(self, replica: str, from_ms: int, to_ms: int) -> Vitals:
         seen, self._seen = self._seen, _Seen()
@@ -286,6 +313,12 @@ class Student:
             error=seen.error.total,
             baseline_error=seen.error.baseline_total,
             counts={"examples_shed": seen.shed} if seen.shed else {},
+            errors=seen.errors,
+            baselines=seen.baselines,
+            products=min(seen.products, MAX_LOSS),
+            residuals=seen.residuals,
+            slices=seen.told(),
+            golden=moments(seen.golden),
         )
 
 
@@ -309,15 +342,58 @@ class _Paired:
         return self.baseline_total / self.count if self.count else None
 
 
+class _Compared(NamedTuple):
+    example: Example
+    error: float
+    baseline: float
+    residual: float | None
+
+
 class _Seen:
     """What happened since the last vitals."""
 
     def __init__(self) -> None:
+        self.errors, self.baselines, self.residuals = Moments(), Moments(), Moments()
+        self.products = 0.0
+        self.golden: list[float] = []  # by version, how far the answers to the golden facts moved
+        self._slices: dict[str, Slice] = {}
         self.error = _Paired()
         self.learned = 0
         self.raised = 0
         self.shed = 0
         self.spans: tuple[Span, ...] = ()
+
+    def judge(self, slices: Sequence[str], compared: Sequence[_Compared]) -> None:
+        """Takes up a batch of answers that were held against what came true."""
+        self.errors = merged(self.errors, moments([each.error for each in compared]))
+        self.baselines = merged(self.baselines, moments([each.baseline for each in compared]))
+        self.products += sum(each.error * each.baseline for each in compared)
+        self.residuals = merged(self.residuals, _residuals(compared))
+        parts: dict[str, list[_Compared]] = {}
+        for each in compared if slices else ():
+            for name in slices_of(slices, each.example.features):
+                parts.setdefault(name, []).append(each)
+        for name, part in parts.items():
+            if name in self._slices or len(self._slices) < MAX_OPEN_SLICES:
+                self._slices[name] = _plus(self._slices.get(name, Slice()), part)
+
+    def told(self) -> dict[str, Slice]:
+        largest = sorted(self._slices.items(), key=lambda each: (-each[1].labelled, each[0]))
+        return dict(largest[:MAX_SLICES])
+
+
+def _residuals(compared: Sequence[_Compared]) -> Moments:
+    return moments([each.residual for each in compared if each.residual is not None])
+
+
+def _plus(known: Slice, part: Sequence[_Compared]) -> Slice:
+    return Slice(
+        labelled=known.labelled + len(part),
+        error=known.error + sum(each.error for each in part),
+        baseline_error=known.baseline_error + sum(each.baseline for each in part),
+        worse=merged(known.worse, moments([each.error - each.baseline for each in part])),
+        residuals=merged(known.residuals, _residuals(part)),
+    )
 
 
 def _finite(answer: float | dict[str, float]) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
@@ -18,16 +18,19 @@ from aiokafka import AIOKafkaConsumer
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
 from faust.types import TP
 from mode import Service
+from msgspec import structs
 from pydantic import ValidationError
 
 from ..models.routing import Routing
+from ..topics import stray
 from ..topics.connection import Connection
 from ..topics.log import Out, Record, Writer
 from ..topics.messages import Incident, Manifest, State, Verdict, Vitals
 from ..topics.tail import Tail
 from . import incidents as episodes
-from .lifecycle import IN_TRAFFIC, QUARANTINES, Book, KnownVersion, decide, obeyed, operator_verdict
-from .policies import Finding, Health, Limits, findings, policy
+from .healths import Healths
+from .lifecycle import IN_TRAFFIC, Book, KnownVersion, decide, obeyed, operator_verdict
+from .policies import Finding, Limits, Policy, fold, look, of_models, of_pipelines
 
 log = structlog.get_logger(__name__)
 
@@ -51,6 +54,10 @@ CUT_S = 0.3  # between two of them
 OBEY_S = 10.0  # an operator's verdict is read back within this, or the broker is in trouble
 LOG = ""  # stands for the model in incidents that concern no single one
 ROUND_TICKS = 4  # ticks between looks at models without news
+KEEP_S = (
+    10.0  # between writes of health; a crash has as much read again, which takes a second with 100 models
+)
+MAX_UNKEPT = 20_000  # vitals folded and not kept; 40 MB, ten times what 100 models report in that time
 
 
 class Pipeline(Protocol):
@@ -142,8 +149,16 @@ class Supervisor(Service):
         limits: Limits,
         *,
         clock: Clock = wall_clock,
+        policies: Mapping[str, Sequence[Policy]] | None = None,
+        keep_s: float = KEEP_S,
     ) -> None:
+        """`policies` are those of each model, and of the pipeline under ""; built-in ones by `limits` otherwise.
+
+        Health is written every `keep_s` seconds; what is read again after a crash grows with it.
+        """
         super().__init__()
+        built_in = {LOG: of_pipelines(limits), **dict.fromkeys(pipeline.models, of_models(limits))}
+        self._policies: Mapping[str, Sequence[Policy]] = {**built_in, **(policies or {})}
         self._pipeline = pipeline
         self._limits = limits
         self._clock = clock
@@ -166,8 +181,12 @@ class Supervisor(Service):
         self._work: list[asyncio.Task[None]] = []
         self._joining: asyncio.Task[None] | None = None
         self._read = False
-        self._healths: dict[str, tuple[bytes, Health]] = {}  # decoded table values
-        self._app, self._table = self._build(pipeline.name)
+        self._app, table = self._build(pipeline.name)
+        self._healths = Healths(table)
+        self._keep_s = keep_s
+        self._kept = time.monotonic()  # when health was written last
+        self._unkept: list[Any] = []  # Faust's events since
+        self._generation = -1  # of the group, at the last event
 
     @property
     def routing(self) -> Routing:
@@ -236,7 +255,8 @@ class Supervisor(Service):
 
     async def _guard(self, work: Coroutine[Any, Any, None]) -> None:
         try:
-            await work
+            with stray.named():
+                await work
         except Exception as error:  # noqa: BLE001  the boundary of the task: it ends the service
             await self.crash(error)
 
@@ -268,6 +288,7 @@ class Supervisor(Service):
             broker_commit_interval=COMMIT_S,
             broker_request_timeout=REQUEST_S,
             stream_processing_timeout=IDLE_S,
+            stream_wait_empty=False,  # for what is not acknowledged: that waits for health to be written
             store="memory://",
         )
         app.transport = _Transport(app.conf.broker_consumer, app)
@@ -290,10 +311,29 @@ class Supervisor(Service):
         return app, table
 
     async def _watch(self, stream: Any) -> None:
-        async for value in stream:
-            vitals = _parse(Vitals, value, f"{self._pipeline.name}.vitals")
+        unacknowledged = stream.noack()
+        self._unkept.clear()
+        async for event in unacknowledged.events():
+            if event.message.generation_id != self._generation:
+                # After a rebalance all comes again that was not acknowledged.
+                self._generation = event.message.generation_id
+                self._unkept.clear()
+                self._healths.forget()
+            vitals = _parse(Vitals, event.value, f"{self._pipeline.name}.vitals")
             if vitals is not None:
                 self._note(vitals)
+            self._unkept.append(event)
+            if time.monotonic() - self._kept >= self._keep_s or len(self._unkept) >= MAX_UNKEPT:
+                await self._keep(unacknowledged)
+
+    async def _keep(self, stream: Any) -> None:
+        """Writes health while a record is at hand: Faust takes no change of a table at other times."""
+        await self._healths.keep()
+        await self._app.producer.flush()
+        unkept, self._unkept = self._unkept, []
+        for event in unkept:
+            await stream.ack(event)
+        self._kept = time.monotonic()
 
     def _note(self, vitals: Vitals) -> None:
         if vitals.trouble:
@@ -301,22 +341,19 @@ class Supervisor(Service):
             self._troubles[place] = Finding(place, why, vitals.to_ms)
         if vitals.labelled or (vitals.agent == "join" and vitals.counts.get("examples")):
             self._arriving_ms = max(self._arriving_ms, vitals.to_ms)
-        if vitals.model not in self._known.book.courses:
-            return
-        before = self._health(vitals.model)
-        after = policy(before, vitals, self._limits, self._clock())
-        if after is not before:
-            self._table[vitals.model] = after.encode()
-            self._news.add(vitals.model)
+        if vitals.model in self._known.book.courses or vitals.model == LOG:
+            self._fold(vitals)
 
-    def _health(self, model: str) -> Health:
-        value = self._table.get(model)
-        if value is None:
-            return Health(model=model)
-        decoded = self._healths.get(model)
-        if decoded is None or decoded[0] is not value:
-            decoded = self._healths[model] = (value, Health.model_validate_json(value))
-        return decoded[1]
+    def _fold(self, vitals: Vitals) -> None:
+        model, before = vitals.model, self._healths.of(vitals.model)
+        course = self._known.book.courses.get(model)
+        if course is not None and course.since_ms > before.judged_ms:
+            before = structs.replace(before, judged_ms=course.since_ms)
+        after = fold(before, vitals, self._policies[model], self._clock())
+        if after is before:
+            return
+        self._healths.put(model, after)
+        self._news.add(model)
 
     # --- judgement ---
 
@@ -330,7 +367,8 @@ class Supervisor(Service):
         for model, found in self._found.items():
             changed += episodes.alarms(written, model, self._alarming(model, found), now)
         self._found.clear()
-        changed += episodes.alarms(written, LOG, self._troubled(written, now), now)
+        found = look(self._healths.of(LOG), self._policies[LOG], now)
+        changed += episodes.alarms(written, LOG, [*self._troubled(written, now), *found], now)
         await self._write(due, changed, now)
 
     def _troubled(self, written: Mapping[str, Incident], now: int) -> list[Finding]:
@@ -359,9 +397,10 @@ class Supervisor(Service):
 
     def _judge(self, model: str, now: int) -> list[Verdict]:
         route, course = self.routing.routes[model], self._known.book.courses[model]
-        health = self._health(model)
+        health = self._healths.of(model)
         fresh = health.within(route.line, course.since_ms)
-        found = self._found[model] = findings(fresh, self._limits, now, arriving_ms=self._arriving_ms)
+        fresh = structs.replace(fresh, arriving_ms=self._arriving_ms)
+        found = self._found[model] = look(fresh, self._policies[model], now)
         issued = self._issued.get(model)
         if issued is not None and issued[0].follows == route.offset:
             return [issued[0]] if now - issued[1] >= REISSUE_MS else []
@@ -374,7 +413,7 @@ class Supervisor(Service):
         """What opens an alarm: for the fallback everything, for others what takes nothing out."""
         if self.routing.routes[model].state in (State.QUARANTINED, State.DESTROYED):
             return []
-        return [f for f in found if model == self._pipeline.fallback or f.policy not in QUARANTINES]
+        return [f for f in found if model == self._pipeline.fallback or not f.grave]
 
     def _written(self) -> dict[str, Incident]:
         """Incidents as read back, or as written a moment ago."""

@@ -1,7 +1,7 @@
 """From findings to verdicts: when a model loses its traffic, how it heals, when it gets it back.
 
-Pure. Quality and bounds take a model out; staleness only raises an alarm, for a version that is too
-old is not mended by an older one. Every verdict on a line carries the line's `restore` and `skip`,
+Pure. A grave finding takes a model out; any other only raises an alarm, for a version that is, say, too old
+is not mended by an older one. Every verdict on a line carries the line's `restore` and `skip`,
 since a route is replaced whole.
 """
 
@@ -12,14 +12,15 @@ from dataclasses import dataclass, replace
 
 from ..models.routing import Route, Routing
 from ..topics.messages import Manifest, Span, State, Verdict
-from .policies import BOUNDS, QUALITY, Finding, Health, Limits, Tally, merge, worse
+from .policies import Finding, Health, Limits, Tally, merge, worse
 
 SUPERVISOR = "supervisor"
 OPERATOR = "operator"  # the policy of a verdict by hand
 HEALING = "healing"  # the policy of a verdict that leads a model back
 
+NEVER = -1  # ms: before all that was learned
+
 IN_TRAFFIC = frozenset({State.LIVE, State.SHADOW})
-QUARANTINES = frozenset({BOUNDS, QUALITY})  # policies whose finding takes a model out
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ def decide(
     stands in for each of its bad answers. What an operator quarantined, and what is destroyed,
     waits for an operator.
     """
-    grave = next((f for f in findings if f.policy in QUARANTINES), None)
+    grave = next((f for f in findings if f.grave), None)
     if route.state is State.QUARANTINED and course.by == SUPERVISOR:
         return _try(route, course, versions, limits, now)
     if route.state not in {*IN_TRAFFIC, State.PROBATION}:
@@ -158,8 +159,8 @@ def _take_out(
     limits: Limits,
     now: int,
 ) -> Verdict:
-    good = last_good(route, health, versions, limits, finding.onset_ms)
     relapses = len([t for t in course.falls if t > now - limits.relapse_ms])
+    good = last_good(route, health, versions, limits, finding.onset_ms, relapses)
     given_up = relapses >= limits.max_relapses
     reason = finding.reason
     if given_up:
@@ -170,7 +171,7 @@ def _take_out(
         follows=route.offset,
         line=route.line + 1,
         restore=good.version if good else 0,
-        skip=skipped(route, health, versions, good, finding.onset_ms),
+        skip=skipped(route, health, versions, good, NEVER if relapses else finding.onset_ms),
         policy=finding.policy,
         reason=reason,
         evidence={**finding.evidence, "onset_ms": float(finding.onset_ms), "relapses": float(relapses)},
@@ -191,20 +192,23 @@ def incident_id(route: Route) -> str:
 
 
 def last_good(
-    route: Route, health: Health, versions: Versions, limits: Limits, onset_ms: int
+    route: Route, health: Health, versions: Versions, limits: Limits, onset_ms: int, relapses: int = 0
 ) -> KnownVersion | None:
-    """The newest ancestor published before the onset that answered, and answered well.
+    """The newest ancestor published before the onset that answered, and answered well; None to begin anew.
 
     A line that went wrong before it brought forth a good version discredits the one it started
-    from: then only what is older than that counts.
+    from: then only what is older than that counts. A relapse says more: the fault was there before it
+    showed, and what looked well may carry it. How far back it lies nobody knows, so each relapse passes over
+    twice as many good ones as the one before, down to the oldest.
     """
     own = [v for v in versions.values() if v.line == route.line]
     candidates = sorted(own, key=lambda v: -v.version) + _ancestors(route.restore, versions)
-    for version in candidates:
-        tally = health.versions.get(version.version, Tally())
-        if version.kept and version.published_ms <= onset_ms and _good(tally, limits):
-            return version
-    return None
+    good = [
+        v
+        for v in candidates
+        if v.kept and v.published_ms <= onset_ms and _good(health.versions.get(v.version, Tally()), limits)
+    ]
+    return good[min(2**relapses, len(good)) - 1] if good else None
 
 
 def _ancestors(restore: int, versions: Versions) -> list[KnownVersion]:
@@ -230,6 +234,7 @@ def skipped(
 ) -> tuple[Span, ...]:
     """The examples the next line must not learn: from the good version, or the onset, up to now.
 
+    What has relapsed with no good version left learns none of them again: the cause is among them.
     What the route skips already stays skipped unless the good version lies beyond it.
     """
     own = [v for v in versions.values() if v.line == route.line]

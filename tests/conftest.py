@@ -3,10 +3,15 @@
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from riverkeeper.topics.embedded import EmbeddedBroker
 from tests.brokers.broker import Broker
 from tests.brokers.kafka import KafkaCluster
+
+# How long an example takes is the machine's business, on which others work as well.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

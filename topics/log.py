@@ -114,10 +114,11 @@ def consumer(connection: Connection, **options: object) -> AIOKafkaConsumer:
 
 
 async def stop_consumer(consumer: AIOKafkaConsumer) -> None:
-    """Stops it, however it was just assigned.
+    """Stops it, however it was just assigned and whatever it waits for.
 
     While aiokafka's fetcher drops an old assignment it takes its own cancellation for that of a fetch,
-    goes on, and `stop` waits for ever: so it is cancelled again until it ends.
+    goes on, and `stop` waits for ever: so it is cancelled again until it ends. And where a fetch waits
+    to be tried again, its cancellation comes out of `stop` itself, which leaves the connections open.
     """
     stopping = asyncio.ensure_future(consumer.stop())
     try:
@@ -125,9 +126,21 @@ async def stop_consumer(consumer: AIOKafkaConsumer) -> None:
             fetcher = getattr(consumer, "_fetcher", None)
             if fetcher is not None:
                 fetcher._fetch_task.cancel()
-        await stopping
+        if stopping.cancelled():
+            await _left_open(consumer)
+        else:
+            stopping.result()
     finally:
         stopping.cancel()  # with whoever waits for it
+
+
+async def _left_open(consumer: AIOKafkaConsumer) -> None:
+    """Closes what a `stop` that was cancelled from within did not come to."""
+    fetches = list(consumer._fetcher._pending_tasks) if consumer._fetcher is not None else []
+    for fetch in fetches:
+        fetch.cancel()
+    await asyncio.gather(*fetches, return_exceptions=True)
+    await consumer._client.close()
 
 
 class Reader:

@@ -262,6 +262,29 @@ class Moments(ControlRecord):
     high: float | None = None
 
 
+class Sketch(ControlRecord):
+    """The distribution of a column in one window: counts of bins that are the same everywhere, so that
+    sketches are added bin by bin. See `models.sketch` for the bins.
+
+    `count` values were looked at, of which `nulls` were None or not finite.
+    """
+
+    count: int = 0
+    nulls: int = 0
+    bins: dict[str, int] = Field(default_factory=dict)
+
+
+class Slice(ControlRecord):
+    """What one value of a declared slice showed in one window. Errors are sums over `labelled` examples."""
+
+    facts: int = 0  # estimated, if the window was sampled
+    labelled: int = 0
+    error: float = 0.0
+    baseline_error: float = 0.0
+    worse: Moments = Moments()  # of error minus baseline error
+    residuals: Moments = Moments()  # label minus answer
+
+
 WAITED = "waited_ms"  # in the counts of score's vitals without a model: the longest that a fact had to wait
 
 
@@ -283,6 +306,7 @@ class Vitals(ControlRecord):
     # score
     asked: int = 0
     served: int = 0
+    warming: int = 0  # of those asked, by a version that has learned too little to be served
     out_of_bounds: int = 0
     raised: int = 0
     seconds: float = 0.0  # spent predicting
@@ -296,6 +320,18 @@ class Vitals(ControlRecord):
     # any agent
     counts: dict[str, int] = Field(default_factory=dict)
     trouble: str = ""  # a partition that stopped, and why
+    # What the judgement knows the world by. Sampled where it says so; bounded in size everywhere.
+    event_ms: int = 0  # the newest event time among the facts or events covered
+    sketch: Sketch = Sketch()  # score: of a sample of the model's answers; join: of a sample of the labels
+    features: dict[str, Sketch] = Field(default_factory=dict)  # score: of a sample of the facts
+    slices: dict[str, Slice] = Field(default_factory=dict)  # by "name=value"
+    ages: Moments = Moments()  # score: seconds from event time to append time, of a sample
+    errors: Moments = Moments()  # learn: of the errors, each one
+    baselines: Moments = Moments()  # learn: of the baseline's errors over the same examples
+    products: float = 0.0  # learn: sum of error times baseline error, for the variance of their difference
+    residuals: Moments = Moments()  # learn: label minus answer, by probability for classes
+    delays: Moments = Moments()  # join: seconds from a prediction's append to its outcome's
+    golden: Moments = Moments()  # learn: how far answers to the golden facts moved, one per version
 
 
 class IncidentStep(ControlRecord):

@@ -1,7 +1,8 @@
 """Keeps online models alive in production. What a pipeline's author needs is here."""
 
 from .models.features import PipelineError, feature, fold
-from .models.pipeline import Bounds, Dedupe, EventFields, Label, Model, Pipeline, Publish, Quality, Shed
+from .models.objectives import Objectives
+from .models.pipeline import Bounds, Dedupe, EventFields, Label, Model, Pipeline, Publish, Shed
 from .topics.messages import Fact
 
 __all__ = [
@@ -14,7 +15,7 @@ __all__ = [
     "Pipeline",
     "PipelineError",
     "Publish",
-    "Quality",
+    "Objectives",
     "Shed",
     "feature",
     "fold",

@@ -7,6 +7,7 @@ import gc
 import hashlib
 from collections.abc import Awaitable, Mapping, Sequence
 from contextlib import AsyncExitStack
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import structlog
@@ -21,6 +22,8 @@ from .agents.score import Score
 from .models.pipeline import Pipeline
 from .settings import Settings
 from .supervisor.policies import Limits as JudgementLimits
+from .supervisor.policies import Policy, of_models, of_pipelines
+from .topics import stray
 from .topics.catalog import Catalog, TopicSpec, family
 from .topics.seat import Seat
 from .topics.telemetry import Observatory, Telemetry
@@ -52,13 +55,35 @@ def topics_of(pipeline: Pipeline) -> list[TopicSpec]:
     return family(pipeline.name, partitions=pipeline.partitions, model_partitions=pipeline.model_partitions)
 
 
-def judgement_of(pipeline: Pipeline) -> JudgementLimits:
-    """What the supervisor holds models to, as the pipeline declares it."""
+def judgement_of(pipeline: Pipeline, model: str = "") -> JudgementLimits:
+    """What the supervisor holds a model to, as the pipeline declares it; "" is the pipeline as a whole."""
+    objectives = pipeline.objectives(model or pipeline.fallback)
     return JudgementLimits(
-        margin=pipeline.quality.margin,
-        min_examples=pipeline.quality.min_examples,
-        max_staleness_ms=int(pipeline.max_staleness.total_seconds() * 1000),
+        margin=objectives.margin,
+        min_examples=objectives.min_examples,
+        max_staleness_ms=_ms(objectives.max_staleness),
+        max_us=objectives.max_us,
+        max_bias=objectives.max_bias,
+        out_share=objectives.out_share,
+        season_ms=_ms(objectives.season),
+        max_wait_ms=_ms(pipeline.deadline) if pipeline.deadline is not None else 0,
     )
+
+
+def _ms(duration: timedelta) -> int:
+    return int(duration.total_seconds() * 1000)
+
+
+def policies_of(pipeline: Pipeline, limits: JudgementLimits | None = None) -> dict[str, Sequence[Policy]]:
+    """The policies of each model, and of the pipeline under "": built-in ones, and those that it declares.
+
+    `limits` hold for all of them in place of what is declared.
+    """
+    own = tuple(pipeline.policies)
+    by_model: dict[str, Sequence[Policy]] = {
+        model: (*of_models(limits or judgement_of(pipeline, model)), *own) for model in pipeline.models
+    }
+    return by_model | {"": of_pipelines(limits or judgement_of(pipeline))}
 
 
 class Process:
@@ -79,6 +104,7 @@ class Process:
         self._settings = settings
         self._signing_key = signing_key
         self._judgement = judgement or judgement_of(pipeline)
+        self._policies = policies_of(pipeline, judgement)
         self.telemetry = telemetry or Telemetry()
         self.agents: list[Agent] = []
         self.supervisor: Supervisor | None = None
@@ -121,7 +147,8 @@ class Process:
 
     async def _watched(self, name: str, work: Awaitable[None]) -> None:
         try:
-            await work
+            with stray.named():
+                await work
         except Exception as error:
             self._failed[name] = str(error)
             raise
@@ -164,12 +191,14 @@ class Process:
             return hashlib.sha256(f"embedded {self._settings.broker}".encode()).digest()
         return self._settings.required_signing_key()
 
-    async def _supervise(self, runtime: Runtime, stop: asyncio.Event) -> None:
-        # Faust takes 0.2 s to load: a scorer that is started again shall not wait for it.
+    def _made(self, runtime: Runtime) -> Supervisor:
         from .supervisor.app import Supervisor
 
-        supervisor = Supervisor(self._pipeline, runtime.connection, self._judgement)
-        self.supervisor = supervisor
+        return Supervisor(self._pipeline, runtime.connection, self._judgement, policies=self._policies)
+
+    async def _supervise(self, runtime: Runtime, stop: asyncio.Event) -> None:
+        # Faust takes 0.3 s to load and to look at who calls it: half of a lease, in which score answers nothing.
+        self.supervisor = supervisor = await asyncio.to_thread(self._made, runtime)
         await supervisor.start()
         waiting = asyncio.create_task(stop.wait())
         try:

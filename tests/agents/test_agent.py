@@ -3,8 +3,10 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -217,3 +219,29 @@ class TestStopped:
             await until(lambda: set(agent.stopped) == {0})
             await running.stop()
             assert await fact_ids(broker, pipeline) == []
+
+
+class TestStray:
+    @pytest.mark.parametrize("where", ["attend", "follow"])
+    async def test_a_cancellation_that_nobody_asked_for_begins_the_stay_anew(
+        self, broker: Broker, where: str
+    ) -> None:
+        """To asyncio it is an orderly end: the agent would be gone, and its process at work."""
+        once = iter([where])
+
+        class Cancelled(Ingest):
+            async def attend(self, stack: AsyncExitStack) -> list[Awaitable[None]]:
+                point = next(once, "")
+                if point == "attend":
+                    raise asyncio.CancelledError
+                return [self.follow()] if point == "follow" else []
+
+            async def follow(self) -> None:
+                raise asyncio.CancelledError
+
+        async with made(broker) as pipeline:
+            await events(broker, pipeline, range(10))
+            running = at_work(Cancelled, pipeline, broker)
+            await until(partial(all_there, broker, pipeline, range(10)))
+            await running.stop()
+            assert len(running.agent._restarts) == 1

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 from aiokafka import TopicPartition
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from riverkeeper import Fact
@@ -242,7 +242,6 @@ def by_topic(outs: Sequence[Out]) -> dict[tuple[str, int], list[Out]]:
 SHORT = Dedupe(timedelta(milliseconds=100), ids=6)
 
 
-@settings(deadline=None)
 @given(LOG, st.lists(st.integers(1, 9), min_size=40, max_size=40), st.data())
 async def test_a_replay_from_a_checkpoint_writes_what_the_first_run_wrote(
     log: list[tuple[bytes, int]], sizes: list[int], data: st.DataObject
@@ -273,7 +272,6 @@ def stored(table: Mapping[bytes, bytes], entries: Sequence[tuple[bytes, bytes | 
     return {k: v for k, v in (kept | dict(entries)).items() if v is not None}
 
 
-@settings(deadline=None)
 @given(LOG)
 async def test_each_event_has_exactly_one_fate(log: list[tuple[bytes, int]]) -> None:
     records = appended(log, backwards=False)

@@ -10,7 +10,7 @@ from itertools import count
 import msgspec
 import pytest
 from aiokafka import TopicPartition
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from riverkeeper.agents.join import OUTCOMES_PER_PREDICTION, Join, JoinWork, Matcher
@@ -66,7 +66,7 @@ def feed(m: Matcher, record: Asked | CameTrue) -> list[Made]:
         label = m.predict(record.key.encode(), value, record.at, next(offsets), value)
         return [] if label is None else [(record.origin, float(label.value))]
     met = m.come_true(record.key.encode(), record.value, record.at)
-    return [(msgspec.json.decode(kept)["of"].encode(), record.value) for kept in met]
+    return [(msgspec.json.decode(kept)["of"].encode(), record.value) for _, kept in met]
 
 
 @st.composite
@@ -93,7 +93,6 @@ def histories(draw: st.DrawFn) -> tuple[list[Asked], list[CameTrue], list[Asked 
 History = tuple[list[Asked], list[CameTrue], list[Asked | CameTrue]]
 
 
-@settings(deadline=None)
 @given(histories())
 def test_one_example_for_each_prediction_whose_outcome_came_in_time(history: History) -> None:
     predictions, outcomes, order = history
@@ -119,7 +118,6 @@ def jumbled(draw: st.DrawFn) -> History:
     return predictions, outcomes, order
 
 
-@settings(deadline=None)
 @given(jumbled(), st.lists(st.booleans(), min_size=40, max_size=40), st.sampled_from([1, 2, PLENTY]))
 def test_restored_anywhere_it_goes_on_the_same(history: History, cuts: list[bool], limit: int) -> None:
     _, _, order = history
@@ -135,7 +133,6 @@ def test_restored_anywhere_it_goes_on_the_same(history: History, cuts: list[bool
         assert told + falls.fates == stays.fates
 
 
-@settings(deadline=None)
 @given(histories())
 def test_a_store_that_was_passed_by_holds_nothing(history: History) -> None:
     m = matcher()
@@ -413,7 +410,7 @@ class TestJoinWork:
         assert all(record_bytes(key, value, ()) <= MAX_RECORD_BYTES for key, value in entries)
         again, join = matcher(), Join(runtime(PIPELINE))
         again.restore({k: join.held(k, v) for k, v in entries if v is not None}, {})
-        (kept,) = again.come_true(b"b1", 1.0, largest.timestamp)
+        ((_, kept),) = again.come_true(b"b1", 1.0, largest.timestamp)
         assert join.packing.example("b1", kept, 1.0).served == 2.0
         assert len(kept) > room
 

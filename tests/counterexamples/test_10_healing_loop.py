@@ -22,7 +22,7 @@ from tests.counterexamples.without import Remedy
 REMEDIES = [
     Remedy(
         "supervisor/lifecycle.py",
-        "        skip=skipped(route, health, versions, good, finding.onset_ms),\n",
+        "        skip=skipped(route, health, versions, good, NEVER if relapses else finding.onset_ms),\n",
         "        skip=(),\n",
         what="the verdict names the spans to skip",
     ),
@@ -99,7 +99,7 @@ class Run:
     def quarantine(self, onset: int) -> Verdict:
         """What the supervisor decides when the version that began it is found out."""
         route = self.routing.routes["line"]
-        finding = Finding(BOUNDS, "wild", self.manifests[onset].published_ms + 1, {"share": 1.0})
+        finding = Finding(BOUNDS, "wild", self.manifests[onset].published_ms + 1, {"share": 1.0}, grave=True)
         health = Health(model="line", line=route.line, versions=self.tallies)
         known = {v: KnownVersion.of(m) for v, m in self.manifests.items()}
         verdict = decide(route, self.course, health, [finding], known, Limits(), self.now + 1)

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 
 import pytest
+from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from riverkeeper.models.routing import Routing
 from riverkeeper.supervisor.app import Supervisor
@@ -76,7 +77,7 @@ async def world(real: Broker) -> AsyncIterator[World]:
 
 @asynccontextmanager
 async def running(world: World, *, loses_a_verdict: bool) -> AsyncIterator[tuple[Supervisor, Lost]]:
-    supervisor = Supervisor(world.pipeline, world.connection, LIMITS)
+    supervisor = Supervisor(world.pipeline, world.connection, LIMITS, keep_s=0.0)
     lossy = Lost(supervisor)
     if loses_a_verdict:
         supervisor._writer = lossy
@@ -111,6 +112,15 @@ async def seen_quarantined(world: World) -> bool:
     return True
 
 
+async def acknowledged(world: World) -> bool:
+    """Whether the one record of vitals is behind the supervisors for good."""
+    name = world.pipeline.name
+    async with AIOKafkaConsumer(
+        **world.connection.client_options(), group_id=f"{name}.supervisor", enable_auto_commit=False
+    ) as group:
+        return bool(await group.committed(TopicPartition(f"{name}.vitals", 0)) == 1)
+
+
 async def test_a_verdict_that_was_lost_is_issued_again(world: World) -> None:
     async with running(world, loses_a_verdict=True) as (supervisor, lossy):
         await rogue(world)
@@ -124,6 +134,7 @@ async def test_what_the_table_knows_and_the_log_does_not_the_next_one_decides(wo
     async with running(world, loses_a_verdict=True) as (_, lossy):
         await rogue(world)
         await asyncio.wait_for(lossy.lost.wait(), SEEN_S)
+        await until(lambda: acknowledged(world), SEEN_S)  # nobody is told of the rogue again
     assert await in_force(world) is State.LIVE
     async with running(world, loses_a_verdict=False) as (second, _):
         assert await seen_quarantined(world), "the rogue goes on serving"

@@ -31,8 +31,8 @@ REMEDIES = [
     ),
     Remedy("topics/catalog.py", '"vitals": 1, ', ""),
     Remedy(
-        "supervisor/policies.py",
-        "share = _uncovered_share(vitals.spans, covered)",
+        "supervisor/policies/fold.py",
+        "share = uncovered_share(vitals.spans, covered)",
         "share = 1.0",
         what="spans that were counted do not count again",
     ),

@@ -22,7 +22,7 @@ ELSEWHERE = frozenset(
     crash_at_work[first-batch] crash_at_work[committed] crash_in_a_takeover[fencing]
     crash_in_a_takeover[store-read] crash_in_a_handover[handed-over]
     zombie[ingest-state-delivered] zombie[score-state-delivered] zombie[join-state-delivered]
-    disk_full line_half_open line_stranded leaders_moved broker_of_three_stopped killed_while_it_starts
+    line_half_open line_stranded leaders_moved broker_of_three_stopped killed_while_it_starts
     made_anew_where_outputs_name_their_cause[score] cut[ingest] cut[score]
     deleted_while_running[events] retention_passes[ingest-events]
     jump[ingest-ahead] jump[ingest-back] jump[score-back] jump[join-ahead] jump[learn-ahead] jump[learn-back]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from itertools import pairwise
 
 import msgspec
 import pytest
@@ -51,6 +52,14 @@ def quarantines(trial: Trial) -> list[Verdict]:
     return [v for v in verdicts(trial)[0] if v.state is State.QUARANTINED]
 
 
+def quarantined_once(trial: Trial) -> None:
+    """No fall is judged twice: another one, for versions that carried the fault unseen, follows a probation."""
+    states = [v.state for v in verdicts(trial)[0]]
+    assert states[0] is State.QUARANTINED
+    assert (State.QUARANTINED, State.QUARANTINED) not in pairwise(states), states
+    assert State.DESTROYED not in states, states
+
+
 async def goes_astray(trial: Trial) -> None:
     """The model learns a glitch, is served so, and from now on is far out of bounds for every reading."""
     trial.load.truth = GLITCH
@@ -93,7 +102,7 @@ async def test_a_supervisor_down_while_a_model_leaves_its_bounds(trial: Trial) -
     await trial.until(lambda: quarantines(trial), "the next supervisor quarantines the model")
     recovered_by_verdict(trial)
     await trial.quiet()
-    assert len(quarantines(trial)) == 1
+    quarantined_once(trial)
 
 
 @pytest.mark.parametrize("point", ["verdict-ready", "verdict-written"])
@@ -109,7 +118,7 @@ async def test_a_supervisor_killed_with_a_verdict_in_hand(trial: Trial, point: s
     recovered_by_verdict(trial)
     await trial.until(lambda: trial.outside["incidents"], "the incident is told")
     await trial.quiet()
-    assert len(quarantines(trial)) == 1
+    quarantined_once(trial)
 
 
 async def test_two_supervisors_with_the_same_verdict_in_hand(trial: Trial) -> None:
@@ -132,4 +141,4 @@ async def test_two_supervisors_with_the_same_verdict_in_hand(trial: Trial) -> No
     await trial.quiet()
     obeyed, ignored = verdicts(trial)
     assert ignored, "the stale verdict undoes nothing"
-    assert len(quarantines(trial)) == 1
+    quarantined_once(trial)

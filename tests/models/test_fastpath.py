@@ -187,7 +187,7 @@ def strange_row(r: random.Random) -> Features:
     return chosen
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.integers(0, 2**32))
 @example(0)
 def test_any_pipeline_answers_any_row_as_river_does(seed: int) -> None:

@@ -12,7 +12,8 @@ from riverkeeper import Bounds, Fact, Label, Model, Pipeline
 from riverkeeper.models.fastpath import Raised
 from riverkeeper.models.features import FeatureFailure
 from riverkeeper.models.routing import Routing
-from riverkeeper.models.serving import Answers, Serving, View, answer, merged, moments
+from riverkeeper.models.serving import Answers, Serving, View, answer, moments
+from riverkeeper.models.sketch import merged
 from riverkeeper.topics.messages import Answer, Features, Reason, Source, State, Verdict
 
 

@@ -552,7 +552,7 @@ SAMPLE = pickle.dumps(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500)
 @given(st.lists(st.tuples(st.integers(2, len(SAMPLE) - 1), st.integers(0, 255)), min_size=1, max_size=4))
 def test_altered_bytes_open_or_are_refused_but_never_raise_anything_else(
     changes: list[tuple[int, int]],

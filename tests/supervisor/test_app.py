@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from riverkeeper.supervisor.app import Overruled, Supervisor, issue, topics_needed
-from riverkeeper.supervisor.policies import Limits
+from riverkeeper.supervisor.app import KEEP_S, Overruled, Supervisor, issue, topics_needed
+from riverkeeper.supervisor.healths import Healths
+from riverkeeper.supervisor.policies import Health, Limits
 from riverkeeper.topics.catalog import Catalog, Replication, TopicSpec, create_embedded
 from riverkeeper.topics.connection import Connection
 from riverkeeper.topics.log import FencedWriter, Out, Writer
@@ -121,8 +122,8 @@ async def world(broker: Broker) -> AsyncIterator[World]:
 
 
 @asynccontextmanager
-async def running(world: World) -> AsyncIterator[Supervisor]:
-    supervisor = Supervisor(world.pipeline, world.connection, LIMITS)
+async def running(world: World, keep_s: float = KEEP_S) -> AsyncIterator[Supervisor]:
+    supervisor = Supervisor(world.pipeline, world.connection, LIMITS, keep_s=keep_s)
     await supervisor.start()
     try:
         yield supervisor
@@ -173,14 +174,43 @@ async def test_a_rogue_is_taken_out_survives_a_restart_and_is_led_back(world: Wo
         assert second.routing.ignored == 0
 
 
-async def test_the_table_of_health_survives_a_restart(world: World) -> None:
-    async with running(world) as first:
-        await world.score(line=0, version=1, bad=9, asked=15)  # too few to judge
-        await until(lambda: first._health("eager").answers != ())
-    async with running(world) as second:
-        await until(lambda: second.judging)
-        await world.score(line=0, version=1, bad=9, asked=15)
-        await until(lambda: state(second) is State.QUARANTINED)
+@pytest.mark.parametrize("keep_s", [0.0, 0.4, 3_600.0])
+async def test_a_restart_counts_every_answer_once(world: World, keep_s: float) -> None:
+    """Whether health is kept with each record, in between, or never: what it lacks is read again."""
+    answered = 0
+    for _ in range(3):
+        async with running(world, keep_s=keep_s) as supervisor:
+            await until(lambda s=supervisor: s.judging)  # type: ignore[misc]
+            for _ in range(8):
+                await world.score(line=0, version=1, asked=10)
+                answered += 10
+                await asyncio.sleep(0.1)  # vitals are no burst
+            await until(lambda s=supervisor, n=answered: asked(s) >= n)  # type: ignore[misc]
+            assert asked(supervisor) == answered
+
+
+def asked(supervisor: Supervisor) -> int:
+    return sum(a.size for a in supervisor._healths.of("eager").answers)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        b'{"model":"eager","line":0,"since_ms":5,"answers":[[1,2,1,15,9]],"learned":{"0":7},"covered":{}}',
+        b'{"model":"eager","memory":{"bias":{"parts":[3]},"mine":{"since_ms":0}},"line":0}',
+        b'{"model":["an earlier form"]}',
+        b"no JSON",
+    ],
+)
+async def test_what_another_release_left_in_the_table_is_no_end(world: World, stored: bytes) -> None:
+    table = {"eager": stored, "/": stored}
+    async with running(world, keep_s=0.0) as supervisor:
+        await until(lambda: supervisor.judging)
+        supervisor._healths = Healths(table)
+        await world.score(line=0, version=1, bad=90)
+        await until(lambda: state(supervisor) is State.QUARANTINED)
+        await until(lambda: table["eager"] is not stored)
+        assert Health.decode(table["eager"]).model == "eager"
 
 
 async def test_an_operator_is_obeyed_and_not_undone(world: World) -> None:
@@ -193,7 +223,7 @@ async def test_an_operator_is_obeyed_and_not_undone(world: World) -> None:
         assert only(supervisor).policy == "operator"
         await world.publish(line=0, version=7)
         await world.score(line=0, version=7)
-        await until(lambda: supervisor._health("eager").version == 7)
+        await until(lambda: supervisor._healths.of("eager").version == 7)
         await asyncio.sleep(4 * LIMITS.min_dwell_ms / 1000)  # a healing quarantine would have ended
         assert supervisor.routing.routes["eager"].offset == verdict.follows + 1
         await issue(world.connection, world.pipeline, "eager", State.LIVE, "well again", by="kim")

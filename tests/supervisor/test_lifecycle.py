@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
+from msgspec import structs
 
 from riverkeeper.supervisor.lifecycle import (
     Book,
@@ -36,7 +37,7 @@ BAD = Tally(asked=100, bad=50)
 
 
 def finding(onset_ms: int = 500) -> Finding:
-    return Finding(BOUNDS, "wild", onset_ms, {"share": 0.5})
+    return Finding(BOUNDS, "wild", onset_ms, {"share": 0.5}, grave=True)
 
 
 def version(
@@ -51,7 +52,7 @@ def known(*versions: KnownVersion) -> dict[int, KnownVersion]:
 
 
 def tallied(tallies: Mapping[int, Tally], **health: object) -> Health:
-    return Health.model_validate({"model": "m", "versions": dict(tallies), **health})
+    return Health(model="m", versions=dict(tallies), **health)  # type: ignore[arg-type]
 
 
 class Log:
@@ -180,9 +181,9 @@ def test_what_came_before_probation_does_not_count_for_it() -> None:
     earlier = replace(log.book.courses["m"]).since_ms
     log.recover()
     health = log.clean()
-    stale = health.model_copy(update={"answers": (Answers(earlier, earlier, 2, 500, 0),)})
+    stale = structs.replace(health, answers=(Answers(earlier, earlier, 2, 500, 0),))
     assert log.due(health=stale) is None
-    assert log.due(health=health.model_copy(update={"line": 0})) is None
+    assert log.due(health=structs.replace(health, line=0)) is None
 
 
 def test_a_relapse_opens_another_line_of_the_same_incident_and_dwells_longer() -> None:
@@ -279,10 +280,14 @@ def test_every_episode_has_its_own_incident() -> None:
 
 
 def restored(
-    tallies: Mapping[int, Tally], versions: Mapping[int, KnownVersion], onset: int = 500, **route: object
+    tallies: Mapping[int, Tally],
+    versions: Mapping[int, KnownVersion],
+    onset: int = 500,
+    relapses: int = 0,
+    **route: object,
 ) -> int:
     at = replace(Log().book.routing.routes["m"], **route)  # type: ignore[arg-type]
-    good = last_good(at, tallied(tallies), versions, LIMITS, onset)
+    good = last_good(at, tallied(tallies), versions, LIMITS, onset, relapses)
     return good.version if good else 0
 
 
@@ -321,6 +326,27 @@ def test_versions_of_an_abandoned_line_are_not_gone_back_to() -> None:
     )
     tallies = dict.fromkeys((1, 2, 3, 4, 6), GOOD)
     assert restored(tallies, versions, onset=10_000, line=2, restore=6) == 2
+
+
+def test_each_relapse_goes_back_twice_as_far_as_the_one_before() -> None:
+    versions = known(*(version(n) for n in range(1, 21)))
+    tallies = dict.fromkeys(range(1, 21), GOOD)
+    gone_back, start = [], 20
+    for relapses in range(1, LIMITS.max_relapses):
+        start = restored(tallies, versions, onset=9_000, relapses=relapses, line=relapses, restore=start)
+        gone_back.append(start)
+    assert gone_back == [18, 14, 6, 1]
+    assert restored(tallies, versions, onset=9_000, relapses=4, line=5, restore=1) == 0, "none is left"
+
+
+def test_a_relapse_with_nothing_to_go_back_to_begins_anew_without_all_that_was_learned() -> None:
+    log = Log()
+    marks = (Mark(400, {0: 10}),)
+    health = Health(model="m", learned={0: 77}, marks=marks)
+    assert log.obey(finding(), health=health).skip == (Span(0, 10, 77),)
+    log.recover()
+    again = log.obey(finding(onset_ms=log.now), health=Health(model="m", line=1, learned={0: 99}))
+    assert (again.restore, again.skip) == (0, (Span(0, 0, 99),))
 
 
 def skip(

@@ -13,7 +13,7 @@ from typing import Any
 from river import base, dummy, linear_model, multiclass, stats
 from river.preprocessing import StandardScaler
 
-from riverkeeper import Bounds, Fact, Label, Model, Pipeline, Publish, Quality, Shed, feature, fold
+from riverkeeper import Bounds, Fact, Label, Model, Objectives, Pipeline, Publish, Shed, feature, fold
 from riverkeeper.demos.flights import flights as demo
 
 
@@ -34,7 +34,7 @@ def flights(name: str) -> Pipeline:
         constant=demo.constant,
         partitions=demo.partitions,
         publish=demo.publish,
-        quality=demo.quality,
+        objectives=demo.objectives("learned"),
     )
 
 
@@ -110,7 +110,7 @@ def gauges(name: str, **changed: Any) -> Pipeline:
         "constant": 0.0,
         "partitions": 4,
         "publish": Publish(every_examples=40, every=timedelta(seconds=0.5), budget=0.5),
-        "quality": Quality(margin=0.4, min_examples=1_000_000),
+        "objectives": Objectives(margin=0.4, min_examples=1_000_000),
     }
     return Pipeline(name=name, **{**declared, **changed})
 
@@ -287,7 +287,7 @@ def pages(name: str) -> Pipeline:
         fallback="prior",
         partitions=2,
         publish=Publish(every_examples=50, every=timedelta(seconds=2), budget=0.5),
-        quality=Quality(margin=0.4, min_examples=400),
+        objectives=Objectives(margin=0.4, min_examples=400),
     )
 
 

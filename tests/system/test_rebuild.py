@@ -64,6 +64,7 @@ async def test_rebuilt_across_a_restart(kafka: KafkaCluster) -> None:
             assert after and after[0].parent in before, "a version goes on from one before the restart"
         same = await rebuilt(it)
         assert {f"learned/{v.version}" for v in versions["learned"]} <= same.keys()
-        assert len(same) > 16
+        # The empty one, one before the restart and one after, of each; how many more is a matter of speed.
+        assert len(same) >= 3 * len(it.pipeline.models)
         different = [version for version, equal in same.items() if not equal]
         assert not different, f"{len(different)} of {len(same)} versions: {different}"

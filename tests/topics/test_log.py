@@ -7,7 +7,18 @@ from functools import partial
 import pytest
 from aiokafka import TopicPartition
 
-from riverkeeper.topics.log import DeliveryError, Fenced, FencedWriter, Out, Reader, SourceGap
+from riverkeeper.topics.connection import Connection
+from riverkeeper.topics.embedded import EmbeddedBroker
+from riverkeeper.topics.log import (
+    DeliveryError,
+    Fenced,
+    FencedWriter,
+    Out,
+    Reader,
+    SourceGap,
+    consumer,
+    stop_consumer,
+)
 from riverkeeper.topics.messages import Origin
 from riverkeeper.topics.store import ORIGIN, Inspector, LastRecord, record_hash
 from riverkeeper.topics.tail import Tail
@@ -225,6 +236,22 @@ class TestReader:
                 await asyncio.sleep(0)
             done, _ = await asyncio.wait([asyncio.ensure_future(reader.stop())], timeout=DEADLINE)
             assert done, f"{ticks} ticks after the assignment"
+
+    async def test_it_stops_while_a_fetch_waits_to_be_tried_again(
+        self, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        """aiokafka's own stop would raise the fetch's cancellation, and leave its connections open."""
+        with EmbeddedBroker() as broker:
+            broker.create_topic("gone", 1)
+            reading = consumer(Connection(broker.address), retry_backoff_ms=60_000)
+            await reading.start()
+            reading.assign([TopicPartition("gone", 0)])
+            reading.seek(TopicPartition("gone", 0), 0)
+            await reading.getmany(timeout_ms=20)
+        await until(lambda: "Failed fetch messages" in caplog.text)
+        async with asyncio.timeout(DEADLINE):
+            await stop_consumer(reading)
+        assert not reading._client._conns
 
 
 class TestMembership:

@@ -16,7 +16,7 @@ from aiokafka.errors import OffsetOutOfRangeError
 from ..models.pipeline import Pipeline
 from ..topics.catalog import Catalog
 from ..topics.connection import Connection
-from ..topics.log import Record
+from ..topics.log import Record, stop_consumer
 from .ledger import ORDER, Ledger
 from .obedience import OBEYED_WITHIN_MS
 from .report import MAX_HELD, Notebook, Place, Report, Topic
@@ -161,7 +161,7 @@ async def _consumer(connection: Connection, isolation: str) -> AsyncIterator[AIO
         await consumer.start()
         yield consumer
     finally:
-        await consumer.stop()
+        await stop_consumer(consumer)
 
 
 class _Log:

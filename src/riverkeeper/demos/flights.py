@@ -16,7 +16,7 @@ from river import base, compose, linear_model, optim
 from river.compose import Select
 from river.preprocessing import OneHotEncoder, StandardScaler
 
-from .. import Bounds, Fact, Label, Model, Pipeline, Publish, Quality, feature, fold
+from .. import Bounds, Fact, Label, Model, Objectives, Pipeline, Publish, feature, fold
 from .flights_data import BEHIND
 
 LARGE = frozenset({"UA", "B6", "EV", "DL", "AA", "MQ", "US", "9E", "WN", "VX", "FL"})
@@ -190,5 +190,5 @@ flights = Pipeline(
     constant=0.0,
     partitions=4,
     publish=Publish(every_examples=250, every=timedelta(seconds=5), budget=0.1),
-    quality=Quality(margin=0.4, min_examples=500),
+    objectives=Objectives(margin=0.4, min_examples=500),
 )

@@ -11,6 +11,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.partitioner import DefaultPartitioner
 
 from ..topics.connection import Connection
+from ..topics.log import stop_consumer
 from .flights_data import Timed
 
 CHUNK = 500  # events sent before their acknowledgements are awaited; 20 ms of a broker's time
@@ -125,7 +126,7 @@ class Producer:
             ends = await consumer.end_offsets(tps)
             return {tp.partition: (end, await _last(consumer, tp, end)) for tp, end in ends.items()}
         finally:
-            await consumer.stop()
+            await stop_consumer(consumer)
 
 
 async def _last(consumer: AIOKafkaConsumer, tp: TopicPartition, end: int) -> bytes:

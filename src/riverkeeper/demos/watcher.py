@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from ..topics.connection import Connection
+from ..topics.log import stop_consumer
 from .ledger import Ledger
 
 POLL_MS = 50  # one wait for records; the screen is that much behind at most
@@ -43,7 +44,7 @@ class Watcher:
             self._consumer.seek(tp, offset)
 
     async def stop(self) -> None:
-        await self._consumer.stop()
+        await stop_consumer(self._consumer)
 
     async def run(self) -> None:
         """Runs for ever. Raises KafkaError, and what the ledger cannot parse."""

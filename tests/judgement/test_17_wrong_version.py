@@ -1,0 +1,29 @@
+"""A process comes back with versions from yesterday."""
+
+from __future__ import annotations
+
+from tests.judgement.story import Row, tell, twin_of
+from tests.judgement.world import World
+
+
+def begin(world: World) -> None:
+    world.publishing = False
+    world.serve_with(world.pipeline, world.versions[: len(world.versions) // 3])
+
+
+def mend(world: World) -> None:
+    world.publishing = True
+    world.serve_with(world.pipeline)
+
+
+def story() -> Row:
+    return tell("wrong version loaded", begin, ("learned", "staleness"), mend=mend)
+
+
+def test_it_is_noticed_and_mended() -> None:
+    row = story()
+    assert row.delay <= 10 and row.action == "alarm"
+
+
+def test_its_twin_is_left_alone() -> None:
+    assert twin_of() == ()

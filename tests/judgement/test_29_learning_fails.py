@@ -1,0 +1,33 @@
+"""An estimator raises at every example."""
+
+from __future__ import annotations
+
+from tests.judgement import estimators
+from tests.judgement.story import Row, tell, twin_of
+from tests.judgement.test_27_slow import laden
+from tests.judgement.world import World
+
+
+def broken() -> bool:
+    raise ArithmeticError("the library below was upgraded")
+
+
+def begin(world: World) -> None:
+    estimators.Laden.heed = staticmethod(broken)
+
+
+def mend(world: World) -> None:
+    estimators.Laden.heed = staticmethod(estimators.always)
+
+
+def story() -> Row:
+    return tell("learning fails", begin, ("learned", "staleness"), mend=mend, make=laden)
+
+
+def test_it_is_noticed_and_mended() -> None:
+    row = story()
+    assert row.delay <= 10 and row.action == "alarm"
+
+
+def test_its_twin_is_left_alone() -> None:
+    assert twin_of(laden) == ()
