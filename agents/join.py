@@ -7,8 +7,8 @@ is emptied by the other as it goes on.
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import timedelta
 from operator import itemgetter
 
@@ -26,56 +26,32 @@ from ..topics.messages import (
     ErrorCode,
     Example,
     LabelValue,
-    Origin,
-    Prediction,
     Slice,
     Vitals,
 )
-from ..topics.store import ORIGIN, Inspector, Progress
+from ..topics.store import ORIGIN, ORIGIN_ROOM, Inspector, Progress, place
 from ..topics.telemetry import Fate
 from .agent import Agent, Entry, Runtime, Table
+from .pending import PLACE, SETTLED, TIME, Line, Packing, Pending
 from .work import Tracked, check_store, dead_letter, resume, unreadable
 
 WAITING, LABEL, GONE = b"p/", b"o/", b"g/"  # prefixes of the store's keys
 # Outcomes held per prediction held, waiting ones and joined ones each: they are a tenth of the size.
 OUTCOMES_PER_PREDICTION = 5
-SETTLED = 1_000  # entries of a queue that need no sweep, whatever their share; 0.1 MB
+EXAMPLE_ROOM = record_bytes(None, None, ORIGIN_ROOM)  # of an example's record, beside key and value
 
 
-class Waiting(msgspec.Struct, gc=False):
-    """A prediction without its outcome: append time in ms, its record as served, its key in the store.
-
-    A million of them may wait: nothing of them is held twice, and the collector of cycles passes them by.
-    The store's value is the record itself: what is large must not grow there, or it fits no record.
-    """
-
-    key: str
-    at: int
-    value: bytes
-    place: bytes = b""
-    waits: bool = False
-
-    @classmethod
-    def restored(cls, place: bytes, value: bytes) -> Waiting:
-        at, _ = place[len(WAITING) :].split(b"/", 1)
-        return cls(_keyed.decode(value).key, int(at), value, place)
-
-
-class Keyed(msgspec.Struct):
-    """What of a prediction's record tells where it belongs."""
-
-    key: str
-
-
-_keyed = msgspec.json.Decoder(Keyed)
-
-
-class Label(msgspec.Struct, frozen=True, gc=False):
+class Label(msgspec.Struct, array_like=True, frozen=True, gc=False):
     """What came true for a key, when it was appended (ms), and whether an example carries it."""
 
     value: LabelValue
     at: int
     joined: bool
+
+
+_label = msgspec.json.Decoder(Label)
+_encode = msgspec.json.Encoder().encode
+_example = msgspec.json.Decoder(Example).decode
 
 
 class Matcher:
@@ -92,21 +68,27 @@ class Matcher:
     def __init__(self, within: timedelta, limit: int) -> None:
         self._within = int(within / timedelta(milliseconds=1))
         self._limit = limit
-        self._waiting: dict[str, Waiting] = {}  # the first of each key
-        self._more: dict[str, deque[Waiting]] = {}  # further ones of a key, which is rare
-        self._labels: dict[str, Label] = {}
-        self._left: dict[str, int] = {}  # append time of a prediction that left without its outcome
-        # What may expire, oldest first. An entry that is settled stays until its turn, or a sweep.
-        self._queue: deque[Waiting] = deque()
-        self._early: deque[tuple[int, str]] = deque()  # outcomes that wait: (append time, key)
-        self._met: deque[tuple[int, str]] = deque()  # outcomes that joined, in that order
-        self._gone: deque[tuple[int, str]] = deque()
+        self._pending = Pending(limit)
+        self._labels: dict[bytes, bytes] = {}  # as the store holds them
+        self._left: dict[bytes, int] = {}  # append time of a prediction that left without its outcome
+        # What may expire. Who has left an earlier way stays in line until its turn, or a sweep.
+        self._early: Line[bytes] = Line([])  # keys of outcomes that wait
+        self._met: Line[bytes] = Line([])  # of outcomes that joined, in that order
+        self._gone: Line[bytes] = Line([])
         self._dirty: dict[bytes, bytes | None] = {}  # in the order of the changes: `restore` relies on it
-        self.waiting = 0
+        self._predicted_ms = self._came_true_ms = 0  # greatest append time of each side
+        self._look = True  # something may be over that is not, by a clock that stands still
         self.early = 0
-        self.clock = {"predictions": 0, "outcomes": 0}  # greatest append time of each side, ms
         self.fates: Counter[Fate] = Counter()
         self.missing = 0  # predictions whose outcome never came
+
+    @property
+    def waiting(self) -> int:
+        return len(self._pending)
+
+    @property
+    def clock(self) -> dict[str, int]:
+        return {"predictions": self._predicted_ms, "outcomes": self._came_true_ms}
 
     def open_sides(self) -> set[str]:
         """The sides that may be read on: a full one waits for the other, and drops nothing."""
@@ -114,53 +96,55 @@ class Matcher:
         room["outcomes"] = self.early < self._limit * OUTCOMES_PER_PREDICTION
         return {side for side, open_ in room.items() if open_}
 
-    def predict(self, origin: bytes, prediction: Waiting) -> Label | None:
-        """A prediction arrives: its label if that came first, else None and it waits."""
-        self._advance("predictions", prediction.at)
-        label = self._labels.get(prediction.key)
-        if label is not None:
-            if not label.joined:
-                self.fates[Fate.JOINED] += 1
-                self.early -= 1
-                self._set_label(prediction.key, label.value, label.at, joined=True)
-                self._sweep()
-            return label
-        prediction.at = self.clock["predictions"]
-        prediction.place = WAITING + b"%d/%b" % (prediction.at, origin)
-        self._wait(prediction)
-        self._change(prediction.place, prediction.value)
-        return None
+    def predict(self, key: bytes, kept: bytes, at: int, offset: int, record: bytes) -> Label | None:
+        """A prediction arrives: its label if that came first, else None and it waits.
 
-    def _wait(self, prediction: Waiting) -> None:
-        if self._waiting.setdefault(prediction.key, prediction) is not prediction:
-            self._more.setdefault(prediction.key, deque()).append(prediction)
-        self._queue.append(prediction)
-        prediction.waits = True
-        self.waiting += 1
+        `record` is what the store holds of it, `kept` what comes back with its outcome.
+        """
+        if at > self._predicted_ms or self._look:
+            self._predicted_ms = max(at, self._predicted_ms)
+            self._expire()
+        known = self._labels.get(key)
+        if known is None:
+            where = self._pending.add(key, kept, self._predicted_ms, offset)
+            self._dirty[WAITING + where] = record
+            return None
+        label = _label.decode(known)
+        if not label.joined:
+            self.fates[Fate.JOINED] += 1
+            self.early -= 1
+            self._set_label(key, label.value, label.at, joined=True)
+            self._remember(key, label.at)
+            if len(self._early) > 2 * self.early + SETTLED:
+                self._early.sweep(self._waits)
+        return label
 
-    def come_true(self, key: str, value: LabelValue, at: int) -> list[Waiting]:
-        """An outcome arrives: the predictions that waited for it, in their order."""
-        self._advance("outcomes", at)
-        label = self._labels.get(key)
-        if label is not None:
-            self._again(key, label, value)
+    def come_true(self, key: bytes, value: LabelValue, at: int) -> list[tuple[int, bytes]]:
+        """An outcome arrives: (append time, what was kept) of the predictions that waited for it, in their order."""
+        if at > self._came_true_ms or self._look:
+            self._came_true_ms = max(at, self._came_true_ms)
+            self._expire()
+        known = self._labels.get(key)
+        if known is not None:
+            self._again(key, _label.decode(known), value)
             return []
-        first = self._waiting.pop(key, None)
-        if first is None and key in self._left:
+        met = self._pending.take(key)
+        if not met and key in self._left:
             self.fates[Fate.LATE] += 1
             return []
-        met = [] if first is None else [first, *self._more.pop(key, ())]
-        self.early += not met
-        self._set_label(key, value, self.clock["outcomes"], joined=bool(met))
-        for prediction in met:
-            prediction.waits = False
-            self._change(prediction.place, None)
-        self.waiting -= len(met)
-        self.fates[Fate.JOINED if met else Fate.EARLY] += 1
-        self._sweep()
-        return met
+        self._set_label(key, value, self._came_true_ms, joined=bool(met))
+        if not met:
+            self.fates[Fate.EARLY] += 1
+            self._early.push(self._came_true_ms, key)
+            self.early += 1
+            return []
+        self.fates[Fate.JOINED] += 1
+        self._remember(key, self._came_true_ms)
+        for where, _ in met:
+            self._dirty[WAITING + where] = None
+        return [(TIME.unpack_from(where)[0], kept) for where, kept in met]
 
-    def _again(self, key: str, label: Label, value: LabelValue) -> None:
+    def _again(self, key: bytes, label: Label, value: LabelValue) -> None:
         if value == label.value:
             self.fates[Fate.DUPLICATE] += 1
             return
@@ -168,100 +152,102 @@ class Matcher:
         if not label.joined:
             self._set_label(key, value, label.at, joined=False)
 
-    def _set_label(self, key: str, value: LabelValue, at: int, *, joined: bool) -> None:
-        known = self._labels.get(key)
-        if known is None or known.joined is not joined:
-            (self._met if joined else self._early).append((at, key))
-        self._labels[key] = label = Label(value, at, joined)
-        self._change(LABEL + key.encode(), msgspec.json.encode(label))
+    def _set_label(self, key: bytes, value: LabelValue, at: int, *, joined: bool) -> None:
+        self._labels[key] = label = _encode((value, at, joined))  # a Label
+        self._change(LABEL + key, label)
+
+    def _remember(self, key: bytes, at: int) -> None:
+        self._met.push(at, key)
+        if len(self._met) > self._limit * OUTCOMES_PER_PREDICTION:
+            self._drop_label(*self._met.pop(), joined=True)
+            self._look = True
 
     def _change(self, key: bytes, value: bytes | None) -> None:
         self._dirty.pop(key, None)
         self._dirty[key] = value
 
-    def _advance(self, side: str, at: int) -> None:
-        self.clock[side] = max(self.clock[side], at)
-        self._expire()
-
     def _expire(self) -> None:
         """Lets go of what the other side has passed: one that lags, or is paused, loses nothing."""
-        unmet = self.clock["outcomes"] - self._within
-        while self._queue and self._queue[0].at < unmet:
-            self._give_up(self._queue.popleft())
-        unasked = self.clock["predictions"] - self._within
-        while self._early and self._early[0][0] < unasked:
-            self._drop_label(*self._early.popleft(), joined=False)
-        room = self._limit * OUTCOMES_PER_PREDICTION
-        while self._met and (self._met[0][0] < unasked or len(self._met) > room):
-            self._drop_label(*self._met.popleft(), joined=True)
-        while self._gone and self._gone[0][0] < unmet - self._within:
-            at, key = self._gone.popleft()
+        unmet = self._came_true_ms - self._within
+        while self._pending.line.first < unmet:
+            self._give_up()
+        unasked = self._predicted_ms - self._within
+        while self._early.first < unasked:
+            self._drop_label(*self._early.pop(), joined=False)
+        while self._met.first < unasked:
+            self._drop_label(*self._met.pop(), joined=True)
+        while self._gone.first < unmet - self._within:
+            at, key = self._gone.pop()
             if self._left.get(key) == at:
                 del self._left[key]
-                self._change(GONE + key.encode(), None)
+                self._change(GONE + key, None)
+        # So far behind the other, a side's next is over as it comes.
+        self._look = self._predicted_ms < unmet or self._came_true_ms < unasked
 
-    def _give_up(self, prediction: Waiting) -> None:
-        if not prediction.waits:
-            return  # joined meanwhile
-        key, at = prediction.key, prediction.at
-        more = self._more.get(key)
-        if more is None:
-            del self._waiting[key]
-        else:  # the oldest leaves first
-            self._waiting[key] = more.popleft()
-            if not more:
-                del self._more[key]
-        prediction.waits = False
-        self.waiting -= 1
-        self.missing += 1
-        self._left[key] = at
-        self._gone.append((at, key))
-        self._change(prediction.place, None)
-        self._change(GONE + key.encode(), b"%d" % at)
+    def _give_up(self) -> None:
+        at = self._pending.line.first
+        for where, key in self._pending.give_up():
+            self.missing += 1
+            self._left[key] = at
+            self._gone.push(at, key)
+            self._change(WAITING + where, None)
+            self._change(GONE + key, b"%d" % at)
 
-    def _drop_label(self, at: int, key: str, *, joined: bool) -> None:
+    def _drop_label(self, at: int, key: bytes, *, joined: bool) -> None:
         if not self._labelled(at, key, joined=joined):
             return  # joined meanwhile, or gone
         if not joined:
             self.fates[Fate.EXPIRED] += 1
             self.early -= 1
         del self._labels[key]
-        self._change(LABEL + key.encode(), None)
+        self._change(LABEL + key, None)
 
-    def _labelled(self, at: int, key: str, *, joined: bool) -> bool:
-        label = self._labels.get(key)
-        return label is not None and (label.at, label.joined) == (at, joined)
+    def _labelled(self, at: int, key: bytes, *, joined: bool) -> bool:
+        known = self._labels.get(key)
+        if known is None:
+            return False
+        label = _label.decode(known)
+        return (label.at, label.joined) == (at, joined)
 
-    def _sweep(self) -> None:
-        """Drops settled entries before they are more than a quarter: what has joined must not take room."""
-        if len(self._queue) > self.waiting * 5 // 4 + SETTLED:
-            self._queue = deque(prediction for prediction in self._queue if prediction.waits)
-        if len(self._early) > self.early * 5 // 4 + SETTLED:
-            self._early = deque(entry for entry in self._early if self._labelled(*entry, joined=False))
+    def _waits(self, at: int, key: bytes) -> bool:
+        return self._labelled(at, key, joined=False)
 
     def changes(self) -> list[Entry]:
         """The entries of the store that changed since the last call, in the order of the changes."""
         changed, self._dirty = list(self._dirty.items()), {}
         return changed
 
-    def restore(self, table: Mapping[bytes, bytes], clock: Mapping[str, int]) -> None:
-        """Takes up a store, its entries in the order in which they were written last."""
-        self.clock.update(clock)
-        for key, value in table.items():
-            if key.startswith(WAITING):
-                self._wait(Waiting.restored(key, value))
-            elif key.startswith(LABEL):
-                label = msgspec.json.decode(value, type=Label)
-                name = key[len(LABEL) :].decode()
-                self._labels[name] = label
-                (self._met if label.joined else self._early).append((label.at, name))
-            elif key.startswith(GONE):
-                name, at = key[len(GONE) :].decode(), int(value)
-                self._left[name] = at
-                self._gone.append((at, name))
+    def restore(
+        self,
+        table: Mapping[bytes, bytes],
+        clock: Mapping[str, int],
+        keep: Callable[[bytes], tuple[bytes, bytes]],
+    ) -> None:
+        """Takes up a store, its entries in the order in which they were written last.
+
+        `keep` tells of a prediction's record its key, and what is to be kept of it.
+        """
+        self._predicted_ms, self._came_true_ms = clock.get("predictions", 0), clock.get("outcomes", 0)
+        early: list[tuple[int, bytes]] = []
+        for name, value in table.items():
+            key = name[len(LABEL) :]
+            if name.startswith(WAITING):
+                at, offset = PLACE.unpack_from(name, len(WAITING))
+                self._pending.add(*keep(value), at, offset)
+            elif name.startswith(LABEL):
+                label = _label.decode(value)
+                self._labels[key] = value
+                if label.joined:
+                    self._met.push(label.at, key)
+                else:
+                    early.append((label.at, key))
+            elif name.startswith(GONE):
+                self._left[key] = int(value)
+                self._gone.push(int(value), key)
         # A correction is written anew and keeps its place: by time, which is the order they came in.
-        self._early = deque(sorted(self._early, key=itemgetter(0)))
-        self.early = len(self._early)
+        for at, key in sorted(early, key=itemgetter(0)):
+            self._early.push(at, key)
+        self.early = len(early)
 
 
 CLOCK_KEY = b"clock"
@@ -280,11 +266,12 @@ class JoinWork(Tracked):
         self._matcher = matcher
         self._predictions = TopicPartition(self._pipeline.topic("predictions"), partition)
         self._outcomes = TopicPartition(self._pipeline.topic("outcomes"), partition)
-        self._prediction = msgspec.json.Decoder(Prediction)
+        self._examples_topic = self._pipeline.topic("examples")
+        self._packing = Packing()
         self._outcome = msgspec.json.Decoder(Envelope[self._pipeline.outcomes])  # type: ignore[name-defined]
         self._examples = 0
         self._predicted_count = 0
-        self._sampled: list[Example] = []  # some of those made since the last vitals
+        self._sampled: list[bytes] = []  # some of the examples made since the last vitals
         self._delays: list[float] = []  # seconds from a prediction to its outcome, of as many
         self._since_ms = agent.runtime.now_ms()
 
@@ -300,53 +287,61 @@ class JoinWork(Tracked):
         for tp in self.positions:
             self._agent.pause(tp, paused=False)
 
+    def restore(self, table: Table) -> None:
+        clock = table.get(CLOCK_KEY)
+        self._matcher.restore(
+            table, msgspec.json.decode(clock, type=dict[str, int]) if clock else {}, self._kept
+        )
+
+    def _kept(self, record: bytes) -> tuple[bytes, bytes]:
+        served = self._packing.decode(record)
+        return served.key.encode(), self._packing.pack(served, record)
+
     async def step(self, tp: TopicPartition, records: Sequence[Record]) -> list[Out]:
         outs: list[Out] = []
+        source = f"{place(tp)}/".encode()
+        made = self._predicted if tp == self._predictions else self._came_true
         for record in records:
             try:
-                made = self._predicted(record) if tp == self._predictions else self._came_true(record)
+                examples = made(record, record.value or b"")
             except UNREADABLE as error:
                 outs.append(unreadable(self._agent.runtime, "join", record, error))
-            else:
-                outs += self._outs(record, made)
+                continue
+            for n, example in enumerate(examples):
+                outs.append(self._out(record, b"%b%d/%d" % (source, record.offset, n), example))
         return outs
 
-    def _predicted(self, record: Record) -> list[Example]:
-        prediction = self._prediction.decode(record.value or b"")
+    def _predicted(self, record: Record, value: bytes) -> Sequence[Example]:
+        served = self._packing.decode(value)
         self._predicted_count += 1
-        waiting = Waiting(prediction.key, record.timestamp, record.value or b"")
-        label = self._matcher.predict(b"%d" % record.offset, waiting)
-        return [] if label is None else [_example(prediction, label.value)]
+        kept = self._packing.pack(served, value)
+        key = served.key.encode()
+        label = self._matcher.predict(key, kept, record.timestamp, record.offset, value)
+        return () if label is None else (served.example(label.value),)
 
-    def _came_true(self, record: Record) -> list[Example]:
-        outcome = self._outcome.decode(record.value or b"")
+    def _came_true(self, record: Record, value: bytes) -> Sequence[Example]:
+        outcome = self._outcome.decode(value)
         label = self._pipeline.label_of(outcome.data)
-        met = self._matcher.come_true(outcome.key, label, record.timestamp)
+        met = self._matcher.come_true(outcome.key.encode(), label, record.timestamp)
         if len(self._delays) < SAMPLE:
-            self._delays += [(record.timestamp - waiting.at) / 1000 for waiting in met]
-        return [_example(self._prediction.decode(waiting.value), label) for waiting in met]
+            self._delays += [(record.timestamp - at) / 1000 for at, _ in met]
+        return [self._packing.example(outcome.key, kept, label) for _, kept in met]
 
-    def _outs(self, record: Record, examples: Sequence[Example]) -> list[Out]:
-        return [self._out(record, n, example) for n, example in enumerate(examples)]
-
-    def _out(self, record: Record, n: int, example: Example) -> Out:
-        key, value = example.key.encode(), msgspec.json.encode(example)
-        source = f"{record.topic}/{record.partition}".encode()
-        headers = ((ORIGIN, Origin(source, record.offset, n).header()),)
-        size = record_bytes(key, value, headers)
-        if size > MAX_RECORD_BYTES:
+    def _out(self, record: Record, origin: bytes, example: Example) -> Out:
+        key, value = example.key.encode(), _encode(example)
+        if EXAMPLE_ROOM + len(key) + len(value) > MAX_RECORD_BYTES:
             bad = BadRecord(
-                ErrorCode.TOO_LARGE, f"{size} bytes as an example; {MAX_RECORD_BYTES} are the limit"
+                ErrorCode.TOO_LARGE, f"{len(value)} bytes as an example; {MAX_RECORD_BYTES} are the limit"
             )
             self._agent.runtime.telemetry.dead("join", bad.code)
             return dead_letter(self._pipeline, record, bad)
         self._examples += 1
         if len(self._sampled) < SAMPLE:
-            self._sampled.append(example)
-        return Out(self._pipeline.topic("examples"), self._partition, key, value, headers)
+            self._sampled.append(value)
+        return Out(self._examples_topic, self._partition, key, value, ((ORIGIN, origin),))
 
     def changes(self) -> list[Entry]:
-        clock = msgspec.json.encode(self._matcher.clock)
+        clock = _encode(self._matcher.clock)
         return [*self._matcher.changes(), (CLOCK_KEY, clock)]
 
     def vitals(self) -> list[Vitals]:
@@ -359,7 +354,7 @@ class JoinWork(Tracked):
         telemetry.joined(self._examples)
         telemetry.pending(self._partition, matcher.waiting)
         since, self._since_ms = self._since_ms, self._agent.runtime.now_ms()
-        sampled, self._sampled = self._sampled, []
+        sampled, self._sampled = [_example(value) for value in self._sampled], []
         delays, self._delays = self._delays, []
         slices = Counter(n for e in sampled for n in slices_of(self._pipeline.slices, e.features))
         weight = self._examples / max(1, len(sampled))
@@ -378,22 +373,6 @@ class JoinWork(Tracked):
                 delays=moments(delays),
             )
         ]
-
-
-def _example(prediction: Prediction, label: LabelValue) -> Example:
-    return Example(
-        id=prediction.id,
-        key=prediction.key,
-        time=prediction.time,
-        features=prediction.features,
-        label=label,
-        served=prediction.value,
-        source=prediction.source,
-        model=prediction.model,
-        version=prediction.version,
-        fingerprint=prediction.fingerprint,
-        baseline=prediction.baseline,
-    )
 
 
 class Join(Agent):
@@ -431,6 +410,6 @@ class Join(Agent):
         await check_store(self, partition, table, inputs, outputs, inspector)
         progress, fresh = await resume(self.pipeline, table, inputs, filtered, inspector)
         matcher = Matcher(self.pipeline.label.within, self.pipeline.max_pending)
-        clock = table.get(CLOCK_KEY)
-        matcher.restore(table, msgspec.json.decode(clock, type=dict[str, int]) if clock else {})
-        return JoinWork(self, partition, progress, matcher, fresh=fresh)
+        work = JoinWork(self, partition, progress, matcher, fresh=fresh)
+        work.restore(table)
+        return work

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import NamedTuple, Protocol
@@ -332,32 +331,33 @@ async def _stop(producer: AIOKafkaProducer) -> None:
 async def _deliver(producer: AIOKafkaProducer, outs: Iterable[Out]) -> int | None:
     """The append time of the last batch, if the topic takes the broker's."""
     appended = None
-    waiting: dict[tuple[str, int], list[BatchBuilder]] = defaultdict(list)
-    now = int(time.time() * 1000)
-    for out in outs:
-        _append(producer, waiting[out.topic, out.partition], out, now)
+    waiting = _batches(producer, outs)
     try:
         while waiting:
             round_ = {place: batches.pop(0) for place, batches in waiting.items()}
             appended = await _deliver_round(producer, round_)
-            waiting = defaultdict(list, {place: batches for place, batches in waiting.items() if batches})
+            waiting = {place: batches for place, batches in waiting.items() if batches}
     except KafkaError as error:
         raise DeliveryError(repr(error)) from error
     return appended
 
 
-def _append(producer: AIOKafkaProducer, batches: list[BatchBuilder], out: Out, now: int) -> None:
-    if batches and _fits(batches[-1], out, now):
-        return
-    batches.append(producer.create_batch())
-    if not _fits(batches[-1], out, now):
-        raise DeliveryError(
-            f"{out.topic}/{out.partition}: a record of {len(out.value or b'')} bytes fits no batch"
-        )
-
-
-def _fits(batch: BatchBuilder, out: Out, now: int) -> bool:
-    return batch.append(key=out.key, value=out.value, timestamp=now, headers=list(out.headers)) is not None
+def _batches(producer: AIOKafkaProducer, outs: Iterable[Out]) -> dict[tuple[str, int], list[BatchBuilder]]:
+    """The records of each partition, in their order, in as few batches as they fit into."""
+    batches: dict[tuple[str, int], list[BatchBuilder]] = {}
+    now = int(time.time() * 1000)
+    for topic, partition, key, value, headers in outs:
+        place, named = (topic, partition), list(headers)
+        filled = batches.get(place)
+        if filled is None:
+            filled = batches[place] = [producer.create_batch()]
+        if filled[-1].append(key=key, value=value, timestamp=now, headers=named) is None:
+            filled.append(producer.create_batch())
+            if filled[-1].append(key=key, value=value, timestamp=now, headers=named) is None:
+                raise DeliveryError(
+                    f"{topic}/{partition}: a record of {len(value or b'')} bytes fits no batch"
+                )
+    return batches
 
 
 async def _deliver_round(

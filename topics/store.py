@@ -115,9 +115,12 @@ class Progress:
     def _unseen(seen: dict[bytes, tuple[int, int]], records: Sequence[Record]) -> list[Record]:
         unseen = []
         for record in records:
+            headers = record.headers
+            first = headers[0] if headers else ("", b"")
             try:
                 # As Origin.parse, whose tuple would be made for every record there is.
-                source, offset, n = (origin_header(record) or b"").rsplit(b"/", 2)
+                header = first[1] if first[0] == ORIGIN else origin_header(record)
+                source, offset, n = (header or b"").rsplit(b"/", 2)
                 at = (int(offset), int(n))
             except ValueError:  # written by a foreign program: there is no cause to compare
                 unseen.append(record)

@@ -57,6 +57,8 @@ class Fate(StrEnum):
     CORRECTED = "corrected"  # it came again, with another label
     EXPIRED = "expired"  # no prediction came within the declared time
 
+    __hash__ = str.__hash__  # that of an Enum is a call of Python, twice for each that is counted
+
 
 class Metric(Enum):
     """Every metric there is: series name, kind, labels, meaning, and the bounds of a histogram.

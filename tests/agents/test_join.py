@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import count
 
 import msgspec
 import pytest
@@ -12,7 +13,8 @@ from aiokafka import TopicPartition
 from hypothesis import given
 from hypothesis import strategies as st
 
-from riverkeeper.agents.join import OUTCOMES_PER_PREDICTION, SETTLED, Join, JoinWork, Matcher, Waiting
+from riverkeeper.agents.join import OUTCOMES_PER_PREDICTION, Join, JoinWork, Matcher
+from riverkeeper.agents.pending import SETTLED
 from riverkeeper.topics.log import MAX_RECORD_BYTES, record_bytes
 from riverkeeper.topics.messages import Envelope, ErrorCode, Example, Origin, Prediction, Source
 from riverkeeper.topics.store import ORIGIN, Progress, fold, latest
@@ -29,7 +31,7 @@ def matcher(limit: int = PLENTY) -> Matcher:
 
 def restored(from_: Matcher, table: dict[bytes, bytes], limit: int = PLENTY) -> Matcher:
     again = matcher(limit)
-    again.restore(table, from_.clock)
+    again.restore(table, from_.clock, lambda record: (msgspec.json.decode(record)["key"].encode(), record))
     return again
 
 
@@ -48,15 +50,16 @@ class CameTrue:
 
 
 Made = tuple[bytes, float]  # the origin of the prediction, the label
+offsets = count()  # of predictions, whichever matcher they are fed to
 
 
 def feed(m: Matcher, record: Asked | CameTrue) -> list[Made]:
     if isinstance(record, Asked):
         value = msgspec.json.encode({"key": record.key, "of": record.origin.decode()})
-        label = m.predict(record.origin, Waiting(record.key, record.at, value))
+        label = m.predict(record.key.encode(), value, record.at, next(offsets), value)
         return [] if label is None else [(record.origin, float(label.value))]
-    met = m.come_true(record.key, record.value, record.at)
-    return [(msgspec.json.decode(w.value)["of"].encode(), record.value) for w in met]
+    met = m.come_true(record.key.encode(), record.value, record.at)
+    return [(msgspec.json.decode(kept)["of"].encode(), record.value) for _, kept in met]
 
 
 @st.composite
@@ -129,8 +132,8 @@ def test_a_store_that_was_passed_by_holds_nothing(history: History) -> None:
     for record in history[2]:
         feed(m, record)
     for at in (10_000, 20_000):  # what is given up is remembered a while, to tell late from early
-        m.come_true(f"{at} later", 0.0, at)
-        m.predict(b"facts/0/%d/0" % at, Waiting(f"{at} later", at, b"{}"))
+        m.come_true(b"%d later" % at, 0.0, at)
+        m.predict(b"%d later" % at, b"", at, next(offsets), b"")
     table = latest(Stored(0, value, key) for key, value in m.changes())
     assert [key for key in table if not key.endswith(b"later")] == []
 
@@ -284,7 +287,7 @@ class TestMemory:
         for n in range(20_000):
             feed(m, Asked(b"%d" % n, f"k{n}", 0))
             feed(m, CameTrue(f"k{n}", 1.0, 0))
-        assert len(m._queue) <= 2 * SETTLED
+        assert len(m._pending.line) <= 2 * SETTLED
 
     def test_joined_outcomes_leave_theirs(self) -> None:
         m = matcher()
@@ -389,9 +392,11 @@ class TestJoinWork:
         process(step, PREDICTIONS, [largest])
         entries = step.snapshot(0.0)
         assert all(record_bytes(key, value, ()) <= MAX_RECORD_BYTES for key, value in entries)
-        again = Matcher(WITHIN, PLENTY)
-        again.restore({k: v for k, v in entries if v is not None}, {})
-        assert again.come_true("b1", 1.0, largest.timestamp)[0].value == largest.value
+        again = work()
+        again.restore({k: v for k, v in entries if v is not None})
+        ((topic, value),) = process(again, OUTCOMES, [outcome(0)])
+        assert topic == "tiny.examples"
+        assert msgspec.json.decode(value, type=Example).features["note"] == "x" * room
 
     def test_an_example_that_fits_no_record_is_a_dead_letter(self) -> None:
         """The broker would refuse it, again and again."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import msgspec
+from aiokafka import TopicPartition
 
 from riverkeeper.models.pipeline import Pipeline
-from riverkeeper.topics.log import Out
+from riverkeeper.topics.log import Out, consumer, stop_consumer
 from riverkeeper.topics.messages import Envelope, Example, Origin, Prediction, Source
 from riverkeeper.topics.store import ORIGIN
 from tests.agents.loop import everything
 from tests.agents.test_join import TIME
 from tests.agents.tiny import Paid
 from tests.brokers.broker import Broker
+from tests.topics.logs import connection, until
 
 
 def prediction(pipeline: Pipeline, n: int, *, source: str = "facts/0") -> Out:
@@ -49,7 +53,20 @@ def outcome(pipeline: Pipeline, n: int) -> Out:
 
 async def examples(broker: Broker, pipeline: Pipeline) -> list[Example]:
     """Every record of the topic: it holds no copies, so no rule is needed to read it."""
+    await until(partial(_none_open, broker, pipeline))
     return [
         msgspec.json.decode(record.value or b"", type=Example)
         for record in await everything(broker, pipeline, "examples")
     ]
+
+
+async def _none_open(broker: Broker, pipeline: Pipeline) -> bool:
+    """Whether all that is there is committed. A broker answers a commit before readers may see it."""
+    tps = [TopicPartition(pipeline.topic("examples"), p) for p in range(pipeline.partitions)]
+    ends = []
+    for isolation in ("read_committed", "read_uncommitted"):
+        reading = consumer(connection(broker), isolation_level=isolation)
+        await reading.start()
+        ends.append(await reading.end_offsets(tps))
+        await stop_consumer(reading)
+    return bool(ends[0] == ends[1])

@@ -24,7 +24,7 @@ REMEDIES = [
         """        while waiting:
             round_ = {place: batches.pop(0) for place, batches in waiting.items()}
             appended = await _deliver_round(producer, round_)
-            waiting = defaultdict(list, {place: batches for place, batches in waiting.items() if batches})
+            waiting = {place: batches for place, batches in waiting.items() if batches}
 """,
         """        sent = [{place: batch} for place, batches in waiting.items() for batch in batches]
         await asyncio.gather(*(_deliver_round(producer, round_) for round_ in sent))

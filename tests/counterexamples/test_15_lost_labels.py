@@ -26,26 +26,26 @@ from tests.topics.logs import writing
 REMEDIES = [
     Remedy(
         "agents/join.py",
-        '        self._set_label(key, value, self.clock["outcomes"], joined=bool(met))\n',
+        "        self._set_label(key, value, self._came_true_ms, joined=bool(met))\n",
         "        if not met:\n            return []\n"
-        '        self._set_label(key, value, self.clock["outcomes"], joined=True)\n',
+        "        self._set_label(key, value, self._came_true_ms, joined=True)\n",
         what="outcomes wait, too",
     ),
     Remedy(
         "agents/join.py",
-        '        unmet = self.clock["outcomes"] - self._within\n',
-        '        unmet = self.clock["predictions"] - self._within\n',
+        "        unmet = self._came_true_ms - self._within\n",
+        "        unmet = self._predicted_ms - self._within\n",
         what="predictions expire by the outcomes' time",
     ),
     Remedy(
         "agents/join.py",
-        '        unasked = self.clock["predictions"] - self._within\n',
-        '        unasked = self.clock["outcomes"] - self._within\n',
+        "        unasked = self._predicted_ms - self._within\n",
+        "        unasked = self._came_true_ms - self._within\n",
         what="outcomes expire by the predictions' time",
     ),
     Remedy(
         "agents/join.py",
-        '        unmet = self.clock["outcomes"] - self._within\n',
+        "        unmet = self._came_true_ms - self._within\n",
         '        unmet = __import__("time").time() * 1000 - self._within\n',
         what="expiry by append time, not by the wall clock",
     ),
@@ -53,7 +53,7 @@ REMEDIES = [
         "agents/join.py",
         '        room = {"predictions": self.waiting < self._limit}\n',
         """        while self.waiting > self._limit:
-            self._give_up(self._queue.popleft())
+            self._give_up()
         room = {"predictions": True}
 """,
         what="a full side pauses and drops nothing",

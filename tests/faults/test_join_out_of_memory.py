@@ -20,7 +20,7 @@ from tests.faults.trial import Trial, owned
 from tests.system.harness import WAIT_S, Event, Replica
 
 PENDING = int(os.environ.get("FAULT_PENDING", "20000"))  # predictions
-BYTES = 600  # of memory that one takes at least
+BYTES = 160  # of memory that one takes at least
 PATIENCE = WAIT_S + PENDING / 200  # s for the whole number to pass one stage, on a busy machine
 AT_ONCE = 500  # events sent together
 LOOK = 0.02  # s between two looks at a process's memory

@@ -135,6 +135,22 @@ BUGS = {
         ),
         within=1_000,
     ),
+    "ended_by_a_stray": Bug(
+        "a cancellation that comes out of a client's stop ends an agent",
+        Remedy(
+            "agents/agent.py",
+            "                with stray.named():\n                    await self._stay(stop)\n",
+            "                await self._stay(stop)\n",
+            also=(
+                Remedy(
+                    "topics/log.py",
+                    "        if stopping.cancelled():\n            await _left_open(consumer)\n"
+                    "        else:\n            stopping.result()\n",
+                    "        await stopping\n",
+                ),
+            ),
+        ),
+    ),
 }
 
 

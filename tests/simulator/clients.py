@@ -460,6 +460,8 @@ class Consumer:
         self._closed = False
         self._waiter: asyncio.Future[None] | None = None
         self._coordinator: Coordinator | None = None
+        self._fetcher = None
+        self._client = _Client()
         if group_id is not None:
             self._coordinator = Coordinator(
                 self,
@@ -483,6 +485,8 @@ class Consumer:
         self._wake()
         if self._coordinator is not None:
             await self._coordinator.close()
+        if _current().cut_until > self._loop.now:  # a fetch waits to be tried again
+            raise asyncio.CancelledError
 
     # Positions.
 

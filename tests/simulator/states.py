@@ -115,7 +115,7 @@ class States:
                 f"{predictions}, {positions}: {key!r} stands in the store, and no outcome of it before"
             )
         for known in labelled:
-            joined = msgspec.json.decode(table[b"o/" + (known or b"")])["joined"]
+            _, _, joined = msgspec.json.decode(table[b"o/" + (known or b"")])
             if joined != (known in predicted):
                 raise Wrong(f"{predictions}, {positions}: {known!r} joined={joined}")
 

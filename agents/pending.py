@@ -1,0 +1,287 @@
+"""Predictions that wait for their outcome, packed: a million of them are to fit beside the rest of a process.
+
+To Python an object is some 50 bytes before it says anything, and its place in a dict as much again. So a
+prediction is one object, without what others of its model say as well, and shares a page with others.
+"""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, MutableSequence
+from datetime import UTC, datetime
+from struct import Struct
+from typing import Generic, NamedTuple, TypeVar
+
+import msgspec
+
+from ..topics.messages import Answer, Example, Features, LabelValue, Scalar, Source
+
+MAX_KINDS = 1_000  # of predictions that a partition tells apart; 3 MB
+PER_PAGE = 16  # predictions on a page if as many wait as may: 5 bytes each for the page, 1 us to look through
+SETTLED = 1_000  # turns of a line that need no sweep, whatever their share; 12 kB
+NEVER = 2**63 - 1  # ms; the append time of what is not there
+
+Item = TypeVar("Item")
+
+
+class Served(msgspec.Struct, gc=False):
+    """What of a prediction's record an example is made of."""
+
+    id: str
+    key: str
+    time: datetime
+    value: Answer
+    source: Source
+    model: str
+    version: int
+    fingerprint: str
+    baseline: Answer | None
+    features: Features
+
+    def example(self, label: LabelValue) -> Example:
+        return Example(
+            id=self.id,
+            key=self.key,
+            time=self.time,
+            features=self.features,
+            label=label,
+            served=self.value,
+            source=self.source,
+            model=self.model,
+            version=self.version,
+            fingerprint=self.fingerprint,
+            baseline=self.baseline,
+        )
+
+
+class Kind(NamedTuple):
+    """What the predictions of one model have in common, made of one declaration's features."""
+
+    model: str
+    fingerprint: str
+    features: Callable[..., Features]  # of their values, in order
+
+
+class Packed(msgspec.Struct, array_like=True, gc=False):
+    """A prediction without its key and what its kind says."""
+
+    id: str
+    time: datetime
+    value: Answer
+    by_model: bool  # or by the fallback
+    baseline: Answer | None
+    version: int
+    kind: int
+    values: list[Scalar]
+
+
+class Packing:
+    """To and from what is kept of a prediction: an array in MessagePack, or its record as it was read.
+
+    The record is kept of what MessagePack cannot say (integers beyond 64 bits), and where there are more
+    kinds than a table should hold.
+    """
+
+    def __init__(self) -> None:
+        self.decode = msgspec.json.Decoder(Served).decode
+        self._pack = msgspec.msgpack.Encoder().encode
+        self._unpack = msgspec.msgpack.Decoder(Packed).decode
+        self._numbers: dict[
+            tuple[str, str, tuple[str, ...]], int
+        ] = {}  # model, fingerprint, names of features
+        self._kinds: list[Kind] = []
+
+    def pack(self, served: Served, record: bytes) -> bytes:
+        kind = (served.model, served.fingerprint, tuple(served.features))
+        number = self._numbers.get(kind)
+        if number is None:
+            if len(self._kinds) == MAX_KINDS:
+                return record
+            number = self._numbers[kind] = len(self._kinds)
+            self._kinds.append(Kind(served.model, served.fingerprint, _row(kind[2])))
+        time = served.time
+        try:
+            return self._pack(
+                (
+                    served.id,
+                    # MessagePack's time is one of UTC; any other is packed as text, which the reader takes as well.
+                    time if time.tzinfo is UTC else time.isoformat(),
+                    served.value,
+                    served.source is Source.MODEL,
+                    served.baseline,
+                    served.version,
+                    number,
+                    list(served.features.values()),
+                )
+            )
+        except OverflowError:
+            return record
+
+    def example(self, key: str, kept: bytes, label: LabelValue) -> Example:
+        """Of a prediction that was kept, when its outcome has come; to be encoded, and for nothing else."""
+        if kept[0] != ARRAY:
+            return self.decode(kept).example(label)
+        packed = self._unpack(kept)
+        kind = self._kinds[packed.kind]
+        return Example(
+            id=packed.id,
+            key=key,
+            time=packed.time,
+            features=kind.features(*packed.values),
+            label=label,
+            served=packed.value,
+            source=Source.MODEL if packed.by_model else Source.FALLBACK,
+            model=kind.model,
+            version=packed.version,
+            fingerprint=kind.fingerprint,
+            baseline=packed.baseline,
+        )
+
+
+ARRAY = 0x90 | len(
+    Packed.__struct_fields__
+)  # MessagePack's first byte of such an array; no text begins with it
+
+
+def _row(names: tuple[str, ...]) -> Callable[..., Features]:
+    """What makes features of their values: a struct of these fields, encoded as a dict is, in a third of the time."""
+    fields = [f"f{n}" for n in range(len(names))]
+    try:
+        return msgspec.defstruct("Row", fields, rename=dict(zip(fields, names, strict=True)), gc=False)  # type: ignore[return-value]
+    except ValueError:  # of names with quotes or control characters
+        return lambda *values: dict(zip(names, values, strict=True))
+
+
+class Line(Generic[Item]):
+    """Who is to leave, and when, in the order in which they came."""
+
+    def __init__(self, items: MutableSequence[Item]) -> None:
+        self._at = array("q")  # ms
+        self._items = items
+        self._over = 0  # turns that are over and still held
+        self.first = NEVER  # append time of whose turn is next, ms
+
+    def __len__(self) -> int:
+        return len(self._at) - self._over
+
+    def __iter__(self) -> Iterator[tuple[int, Item]]:
+        return ((self._at[i], self._items[i]) for i in range(self._over, len(self._at)))
+
+    def push(self, at: int, item: Item) -> None:
+        if self.first == NEVER:
+            self.first = at
+        self._at.append(at)
+        self._items.append(item)
+
+    def pop(self) -> tuple[int, Item]:
+        at, item = self.first, self._items[self._over]
+        self._over += 1
+        if self._over > SETTLED and self._over * 2 > len(self._at):
+            del self._at[: self._over]
+            del self._items[: self._over]
+            self._over = 0
+        self.first = self._at[self._over] if self._over < len(self._at) else NEVER
+        return at, item
+
+    def sweep(self, is_alive: Callable[[int, Item], bool]) -> None:
+        """Drops the turns of those who have left before. To be done when as many have left as wait."""
+        kept = Line(self._items[:0])
+        here: set[Item] = set()  # of one append time: one turn is enough
+        for at, item in self:
+            if kept._at and at != kept._at[-1]:
+                here.clear()
+            if item not in here and is_alive(at, item):
+                here.add(item)
+                kept.push(at, item)
+        self._at, self._items, self._over, self.first = kept._at, kept._items, 0, kept.first
+
+
+# How what waits begins: its append time (ms), its offset, the size of its key, which comes next. By time, as bytes are compared.
+HEAD = Struct(">QQI")
+PLACE = Struct(">QQ")  # append time, offset
+TIME = Struct(">Q")
+SIZE = Struct(">I")
+AT, NAME = TIME.size, PLACE.size  # bytes of an entry before which these end and begin
+
+
+class Pending:
+    """What waits of one partition, by its key and by its append time.
+
+    A key's page is fixed by the limit: no table has to grow, which would stop the work at a million. What is
+    on a page stands in the order in which it came.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._pages: list[list[bytes] | None] = [None] * max(1, limit // PER_PAGE)
+        self._count = 0
+        self._taken = 0  # since the last sweep
+        self.line: Line[int] = Line(array("I"))  # pages; one turn is for all on a page that came at one time
+
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, key: bytes, kept: bytes, at: int, offset: int) -> bytes:
+        """Returns its place among all of the partition. Append times must not step back."""
+        head = HEAD.pack(at, offset, len(key))
+        entry = head + key + kept
+        pages = self._pages
+        number = hash(key) % len(pages)
+        page = pages[number]
+        if page is None:
+            pages[number] = [entry]
+            self.line.push(at, number)
+        else:
+            if not page[-1].startswith(head[:AT]):
+                self.line.push(at, number)
+            page.append(entry)
+        self._count += 1
+        return head[:NAME]
+
+    def take(self, key: bytes) -> list[tuple[bytes, bytes]]:
+        """(place, what was kept) of those of the key, which wait no longer."""
+        pages = self._pages
+        number = hash(key) % len(pages)
+        page = pages[number]
+        if page is None:
+            return []
+        name = SIZE.pack(len(key)) + key
+        found = [entry for entry in page if entry.startswith(name, NAME)]
+        if not found:
+            return []
+        if len(found) == len(page):
+            pages[number] = None
+        else:
+            for entry in found:
+                page.remove(entry)
+        self._count -= len(found)
+        self._taken += len(found)
+        if self._taken > self._count + SETTLED:
+            self.line.sweep(self._waits)
+            self._taken = 0
+        end = NAME + len(name)
+        return [(entry[:NAME], entry[end:]) for entry in found]
+
+    def give_up(self) -> list[tuple[bytes, bytes]]:
+        """(place, key) of those whose turn is next, which wait no longer; none, if they were taken before."""
+        at, number = self.line.pop()
+        page, time = self._pages[number], TIME.pack(at)
+        if page is None:
+            return []
+        count = next((n for n, entry in enumerate(page) if not entry.startswith(time)), len(page))
+        found = page[:count]
+        del page[:count]
+        if not page:
+            self._pages[number] = None
+        self._count -= count
+        return [(entry[:NAME], _key(entry)) for entry in found]
+
+    def _waits(self, at: int, number: int) -> bool:
+        page, time = self._pages[number] or (), TIME.pack(at)
+        n = bisect_left(page, time)
+        return n < len(page) and page[n].startswith(time)
+
+
+def _key(entry: bytes) -> bytes:
+    _, _, size = HEAD.unpack_from(entry)
+    return entry[HEAD.size : HEAD.size + size]
