@@ -108,7 +108,7 @@ class Known:
     def incident(self, record: Record) -> None:
         incident = _read(Incident, record)
         if incident is not None:
-            self.incidents[incident.id] = incident
+            self.incidents[incident.id] = episodes.folded(self.incidents.get(incident.id), incident)
 
     def model(self, record: Record) -> None:
         """A manifest adds a version; a tombstone on it or on a chunk ends what can be restored."""
@@ -127,6 +127,7 @@ class Known:
         """Incidents that are not written as the verdicts tell them. A resolved one is final."""
         live = [e for id_, e in self.episodes.items() if id_ not in written or not written[id_].resolved]
         told = [episodes.told(e, self.versions.get(e.incident.model, {})) for e in live]
+        told = [episodes.folded(written.get(i.id), i) for i in told]
         return [i for i in told if written.get(i.id) != i]
 
 
@@ -418,8 +419,9 @@ class Supervisor(Service):
     def _written(self) -> dict[str, Incident]:
         """Incidents as read back, or as written a moment ago."""
         known = self._known.incidents
-        self._told = {i: told for i, told in self._told.items() if known.get(i) != told[0]}
-        return known | {i: told for i, (told, _) in self._told.items()}
+        told = {i: episodes.folded(known.get(i), each) for i, (each, _) in self._told.items()}
+        self._told = {i: each for i, each in self._told.items() if told[i] != known.get(i)}
+        return known | {i: told[i] for i in self._told}
 
     async def _write(self, verdicts: list[Verdict], changed: list[Incident], now: int) -> None:
         again = [i for i, sent in self._told.values() if now - sent >= REISSUE_MS]
