@@ -85,7 +85,7 @@ ROLES = {
         shows=("ingest", "score", "join"),
     ),
     "operator": Needs(
-        "`riverkeeper quarantine`, `riverkeeper admit` and `riverkeeper incident`",
+        "`riverkeeper quarantine`, `admit`, `hold`, `release` and `incident`",
         reads=("models", "verdicts", "incidents", "predictions"),
         writes=("verdicts", "incidents"),
     ),

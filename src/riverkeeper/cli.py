@@ -632,6 +632,44 @@ def acknowledge_incident(pipeline_ref: str, id_: str, note: str, **flags: Any) -
 
 
 @main.command()
+@click.argument("pipeline_ref", metavar="PIPELINE")
+@_REASON
+@settings_options(*CONNECTION)
+def hold(pipeline_ref: str, reason: str, **flags: Any) -> None:
+    """Put a hand on the wheel: no supervisor takes a model out, heals it or leads it back until the release.
+
+    From its place in the log on, every replica ignores what supervisors decide; operators are obeyed as ever.
+    Alarms are raised, also for what would have been quarantined, and an answer out of bounds is still replaced
+    by the fallback's. `riverkeeper status` says so first.
+
+    \b
+      riverkeeper hold flights --reason "moving the brokers until noon" --broker kafka:9092
+    """
+    _held(pipeline_ref, reason, flags, held=True)
+
+
+@main.command()
+@click.argument("pipeline_ref", metavar="PIPELINE")
+@_REASON
+@settings_options(*CONNECTION)
+def release(pipeline_ref: str, reason: str, **flags: Any) -> None:
+    """Let supervisors decide again, from what they find now.
+
+    \b
+      riverkeeper release flights --reason "brokers moved" --broker kafka:9092
+    """
+    _held(pipeline_ref, reason, flags, held=False)
+
+
+def _held(pipeline_ref: str, reason: str, flags: dict[str, Any], *, held: bool) -> None:
+    from .operate import hold
+
+    settings, by = _settings(flags), _operator()
+    told = _quietly(lambda: hold(settings.connection(), pipeline_ref, reason, by=by, held=held))
+    click.echo(f"{pipeline_ref}: {'held' if held else 'released'} by {told.by}: {told.reason}")
+
+
+@main.command()
 @click.argument("pipeline_ref", metavar="MODULE:PIPELINE")
 @click.argument("where", metavar="AGENT/PARTITION")
 @_REASON
