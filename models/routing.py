@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
-from ..topics.messages import Span, State, Verdict
+from ..topics.messages import SUPERVISOR, Span, State, Verdict
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,15 @@ class Route:
 
 
 @dataclass(frozen=True)
+class Hold:
+    """An operator's hand on the wheel: no supervisor's verdict counts until it is released."""
+
+    reason: str
+    by: str
+    at_ms: int
+
+
+@dataclass(frozen=True)
 class Routing:
     """Every declared model's route, and how far the verdicts have been read.
 
@@ -33,6 +42,7 @@ class Routing:
     routes: Mapping[str, Route]
     offset: int = -1
     ignored: int = field(default=0, compare=False)
+    hold: Hold | None = None
 
     @classmethod
     def declared(cls, models: Iterable[str], live: Iterable[str]) -> Routing:
@@ -44,11 +54,19 @@ class Routing:
         """The table after one more verdict.
 
         A verdict on an undeclared model, or one that follows another verdict than the one in
-        force, changes nothing: whoever wrote it had not read what was already decided.
+        force, changes nothing: whoever wrote it had not read what was already decided. Nor does
+        a supervisor's while it is held.
         """
+        if not verdict.model and verdict.by != SUPERVISOR:
+            held = verdict.state is State.QUARANTINED
+            hold = Hold(verdict.reason, verdict.by, verdict.at_ms) if held else None
+            return replace(self, offset=offset, hold=hold)
+        ignored = replace(self, offset=offset, ignored=self.ignored + 1)
+        if self.hold is not None and verdict.by == SUPERVISOR:
+            return ignored
         route = self.routes.get(verdict.model)
         if route is None or verdict.follows != route.offset:
-            return replace(self, offset=offset, ignored=self.ignored + 1)
+            return ignored
         obeyed = Route(
             verdict.model,
             verdict.state,

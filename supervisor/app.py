@@ -52,6 +52,7 @@ LEAVE_S = 2.0  # for what is starting to be up before it is stopped; Faust sleep
 CUTS = 3  # of Faust's connections when it does not leave: aiokafka connects anew for the next request
 CUT_S = 0.3  # between two of them
 OBEY_S = 10.0  # an operator's verdict is read back within this, or the broker is in trouble
+HOLD = "hold"  # the policy of the alarm that shows it
 LOG = ""  # stands for the model in incidents that concern no single one
 ROUND_TICKS = 4  # ticks between looks at models without news
 KEEP_S = (
@@ -108,7 +109,7 @@ class Known:
     def incident(self, record: Record) -> None:
         incident = _read(Incident, record)
         if incident is not None:
-            self.incidents[incident.id] = incident
+            self.incidents[incident.id] = episodes.folded(self.incidents.get(incident.id), incident)
 
     def model(self, record: Record) -> None:
         """A manifest adds a version; a tombstone on it or on a chunk ends what can be restored."""
@@ -127,6 +128,7 @@ class Known:
         """Incidents that are not written as the verdicts tell them. A resolved one is final."""
         live = [e for id_, e in self.episodes.items() if id_ not in written or not written[id_].resolved]
         told = [episodes.told(e, self.versions.get(e.incident.model, {})) for e in live]
+        told = [episodes.folded(written.get(i.id), i) for i in told]
         return [i for i in told if written.get(i.id) != i]
 
 
@@ -361,6 +363,9 @@ class Supervisor(Service):
         if not self.judging or self.should_stop:
             return
         now = self._clock()
+        hold = self.routing.hold
+        if hold is not None:
+            self._issued.clear()  # what it was about to say is judged anew after it
         due = [v for model in self._to_judge() for v in self._judge(model, now)]
         written = self._written()
         changed = self._known.untold(written)
@@ -368,8 +373,13 @@ class Supervisor(Service):
             changed += episodes.alarms(written, model, self._alarming(model, found), now)
         self._found.clear()
         found = look(self._healths.of(LOG), self._policies[LOG], now)
+        if hold is not None:
+            found = [
+                *found,
+                Finding(HOLD, f"{hold.by} holds all automatic verdicts: {hold.reason}", hold.at_ms),
+            ]
         changed += episodes.alarms(written, LOG, [*self._troubled(written, now), *found], now)
-        await self._write(due, changed, now)
+        await self._write(due if hold is None else [], changed, now)
 
     def _troubled(self, written: Mapping[str, Incident], now: int) -> list[Finding]:
         """Partitions that agents stopped at: told again with every vitals, so silence means they go on.
@@ -410,16 +420,19 @@ class Supervisor(Service):
         return [] if verdict is None else [verdict]
 
     def _alarming(self, model: str, found: list[Finding]) -> list[Finding]:
-        """What opens an alarm: for the fallback everything, for others what takes nothing out."""
+        """What opens an alarm: for the fallback everything, and while the supervisor is held; for others what
+        takes nothing out."""
         if self.routing.routes[model].state in (State.QUARANTINED, State.DESTROYED):
             return []
-        return [f for f in found if model == self._pipeline.fallback or not f.grave]
+        all_ = model == self._pipeline.fallback or self.routing.hold is not None
+        return [f for f in found if all_ or not f.grave]
 
     def _written(self) -> dict[str, Incident]:
         """Incidents as read back, or as written a moment ago."""
         known = self._known.incidents
-        self._told = {i: told for i, told in self._told.items() if known.get(i) != told[0]}
-        return known | {i: told for i, (told, _) in self._told.items()}
+        told = {i: episodes.folded(known.get(i), each) for i, (each, _) in self._told.items()}
+        self._told = {i: each for i, each in self._told.items() if told[i] != known.get(i)}
+        return known | {i: told[i] for i in self._told}
 
     async def _write(self, verdicts: list[Verdict], changed: list[Incident], now: int) -> None:
         again = [i for i, sent in self._told.values() if now - sent >= REISSUE_MS]

@@ -11,10 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..models.routing import Route, Routing
-from ..topics.messages import Manifest, Span, State, Verdict
+from ..topics.messages import SUPERVISOR, Manifest, Span, State, Verdict
 from .policies import Finding, Health, Limits, Tally, merge, worse
 
-SUPERVISOR = "supervisor"
 OPERATOR = "operator"  # the policy of a verdict by hand
 HEALING = "healing"  # the policy of a verdict that leads a model back
 

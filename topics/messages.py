@@ -200,6 +200,9 @@ class State(StrEnum):
     DESTROYED = "destroyed"  # given up; only an operator admits it again
 
 
+SUPERVISOR = "supervisor"  # who gave a verdict, if no operator did
+
+
 class Verdict(ControlRecord):
     """A decision about one model. The routing table is the fold of these.
 
@@ -208,6 +211,9 @@ class Verdict(ControlRecord):
     restarts: only versions of the current line are served, and the learner's state is the newest
     version of that line. `restore` is the version the line starts from (0: from nothing), `skip`
     the examples it must not learn again.
+
+    A verdict on the model "" is an operator's on the supervisor itself: QUARANTINED holds it, LIVE releases it.
+    While it is held, every reader ignores verdicts by a supervisor.
     """
 
     model: str
@@ -219,7 +225,7 @@ class Verdict(ControlRecord):
     policy: str
     reason: str
     evidence: dict[str, float] = Field(default_factory=dict)
-    by: str = "supervisor"
+    by: str = SUPERVISOR
     incident: str = ""
     at_ms: int
 

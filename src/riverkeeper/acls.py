@@ -85,7 +85,9 @@ ROLES = {
         shows=("ingest", "score", "join"),
     ),
     "operator": Needs(
-        "`riverkeeper quarantine` and `riverkeeper admit`", reads=("models", "verdicts"), writes=("verdicts",)
+        "`riverkeeper quarantine`, `admit`, `hold`, `release` and `incident`",
+        reads=("models", "verdicts", "incidents", "predictions"),
+        writes=("verdicts", "incidents"),
     ),
     "creator": Needs("`riverkeeper topics`", creates=True),
 }

@@ -644,6 +644,109 @@ def _decide(model_ref: str, state: State, reason: str, settings: Settings) -> No
     click.echo(f"{verdict.model}: {verdict.state.value} by {verdict.by}: {verdict.reason}")
 
 
+@main.group()
+def incident() -> None:
+    """What went wrong with a pipeline's models: list it, read the draft of a post-mortem, acknowledge it.
+
+    \b
+      riverkeeper incident list flights --broker kafka:9092
+    """
+
+
+@incident.command(name="list")
+@click.argument("pipeline_ref", metavar="PIPELINE")
+@click.option("--all", "resolved", is_flag=True, help="Those that are over, too.")
+@settings_options(*CONNECTION)
+def list_incidents(pipeline_ref: str, resolved: bool, **flags: Any) -> None:
+    """List incidents, newest first: open, acknowledged by an operator, mitigated (the model has no traffic)
+    or, with --all, resolved.
+
+    \b
+      riverkeeper incident list flights --broker kafka:9092
+      riverkeeper incident list my_module:flights --all
+    """
+    from .incident import HEAD, read, rows
+    from .status import table
+
+    found = rows(_quietly(lambda: read(_settings(flags).connection(), pipeline_ref)), resolved=resolved)
+    click.echo(table(HEAD, found) if found else "no incident" if resolved else "no open incident")
+
+
+@incident.command(name="show")
+@click.argument("pipeline_ref", metavar="PIPELINE")
+@click.argument("id_", metavar="ID")
+@settings_options(*CONNECTION)
+def show_incident(pipeline_ref: str, id_: str, **flags: Any) -> None:
+    """Print the draft of an incident's post-mortem as Markdown.
+
+    What the log tells is filled in: the story, the predictions served since the onset and where they lie, figures,
+    samples, what the model answered before and since, and the timeline. The causes are left to people.
+
+    \b
+      riverkeeper incident show flights learned-12 --broker kafka:9092
+      riverkeeper incident show flights learned-12 | tee post-mortem.md
+    """
+    from .incident import show
+
+    click.echo(_quietly(lambda: show(_settings(flags).connection(), pipeline_ref, id_)), nl=False)
+
+
+@incident.command(name="acknowledge")
+@click.argument("pipeline_ref", metavar="PIPELINE")
+@click.argument("id_", metavar="ID")
+@click.option("--note", default="", help="Stands in the timeline for all to read.")
+@settings_options(*CONNECTION)
+def acknowledge_incident(pipeline_ref: str, id_: str, note: str, **flags: Any) -> None:
+    """Say that somebody has seen an incident. It changes nothing else.
+
+    \b
+      riverkeeper incident acknowledge flights learned-12 --note "asking upstream" --broker kafka:9092
+    """
+    from .incident import acknowledge
+
+    settings, by = _settings(flags), _operator()
+    told = _quietly(lambda: acknowledge(settings.connection(), pipeline_ref, id_, note, by=by))
+    click.echo(f"{told.id}: {told.timeline[-1].state} by {told.timeline[-1].reason}")
+
+
+@main.command()
+@click.argument("pipeline_ref", metavar="PIPELINE")
+@_REASON
+@settings_options(*CONNECTION)
+def hold(pipeline_ref: str, reason: str, **flags: Any) -> None:
+    """Put a hand on the wheel: no supervisor takes a model out, heals it or leads it back until the release.
+
+    From its place in the log on, every replica ignores what supervisors decide; operators are obeyed as ever.
+    Alarms are raised, also for what would have been quarantined, and an answer out of bounds is still replaced
+    by the fallback's. `riverkeeper status` says so first.
+
+    \b
+      riverkeeper hold flights --reason "moving the brokers until noon" --broker kafka:9092
+    """
+    _held(pipeline_ref, reason, flags, held=True)
+
+
+@main.command()
+@click.argument("pipeline_ref", metavar="PIPELINE")
+@_REASON
+@settings_options(*CONNECTION)
+def release(pipeline_ref: str, reason: str, **flags: Any) -> None:
+    """Let supervisors decide again, from what they find now.
+
+    \b
+      riverkeeper release flights --reason "brokers moved" --broker kafka:9092
+    """
+    _held(pipeline_ref, reason, flags, held=False)
+
+
+def _held(pipeline_ref: str, reason: str, flags: dict[str, Any], *, held: bool) -> None:
+    from .operate import hold
+
+    settings, by = _settings(flags), _operator()
+    told = _quietly(lambda: hold(settings.connection(), pipeline_ref, reason, by=by, held=held))
+    click.echo(f"{pipeline_ref}: {'held' if held else 'released'} by {told.by}: {told.reason}")
+
+
 @main.command()
 @click.argument("pipeline_ref", metavar="MODULE:PIPELINE")
 @click.argument("where", metavar="AGENT/PARTITION")
