@@ -8,21 +8,18 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, MutableSequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from struct import Struct
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import msgspec
 
 from ..topics.messages import Answer, Example, Features, LabelValue, Scalar, Source
+from .line import SETTLED, Line
 
 MAX_KINDS = 1_000  # of predictions that a partition tells apart; 3 MB
 PER_PAGE = 16  # predictions on a page if as many wait as may: 5 bytes each for the page, 1 us to look through
-SETTLED = 1_000  # turns of a line that need no sweep, whatever their share; 12 kB
-NEVER = 2**63 - 1  # ms; the append time of what is not there
-
-Item = TypeVar("Item")
 
 
 class Served(msgspec.Struct, gc=False):
@@ -153,50 +150,6 @@ def _row(names: tuple[str, ...]) -> Callable[..., Features]:
         return lambda *values: dict(zip(names, values, strict=True))
 
 
-class Line(Generic[Item]):
-    """Who is to leave, and when, in the order in which they came."""
-
-    def __init__(self, items: MutableSequence[Item]) -> None:
-        self._at = array("q")  # ms
-        self._items = items
-        self._over = 0  # turns that are over and still held
-        self.first = NEVER  # append time of whose turn is next, ms
-
-    def __len__(self) -> int:
-        return len(self._at) - self._over
-
-    def __iter__(self) -> Iterator[tuple[int, Item]]:
-        return ((self._at[i], self._items[i]) for i in range(self._over, len(self._at)))
-
-    def push(self, at: int, item: Item) -> None:
-        if self.first == NEVER:
-            self.first = at
-        self._at.append(at)
-        self._items.append(item)
-
-    def pop(self) -> tuple[int, Item]:
-        at, item = self.first, self._items[self._over]
-        self._over += 1
-        if self._over > SETTLED and self._over * 2 > len(self._at):
-            del self._at[: self._over]
-            del self._items[: self._over]
-            self._over = 0
-        self.first = self._at[self._over] if self._over < len(self._at) else NEVER
-        return at, item
-
-    def sweep(self, is_alive: Callable[[int, Item], bool]) -> None:
-        """Drops the turns of those who have left before. To be done when as many have left as wait."""
-        kept = Line(self._items[:0])
-        here: set[Item] = set()  # of one append time: one turn is enough
-        for at, item in self:
-            if kept._at and at != kept._at[-1]:
-                here.clear()
-            if item not in here and is_alive(at, item):
-                here.add(item)
-                kept.push(at, item)
-        self._at, self._items, self._over, self.first = kept._at, kept._items, 0, kept.first
-
-
 # How what waits begins: its append time (ms), its offset, the size of its key, which comes next. By time, as bytes are compared.
 HEAD = Struct(">QQI")
 PLACE = Struct(">QQ")  # append time, offset
@@ -223,8 +176,17 @@ class Pending:
 
     def add(self, key: bytes, kept: bytes, at: int, offset: int) -> bytes:
         """Returns its place among all of the partition. Append times must not step back."""
-        head = HEAD.pack(at, offset, len(key))
-        entry = head + key + kept
+        place = PLACE.pack(at, offset)
+        self._put(at, key, place + named(key, kept))
+        return place
+
+    def restore(self, place: bytes, named: bytes) -> None:
+        """One of those that were added, in their order."""
+        at, _ = PLACE.unpack(place)
+        entry = place + named
+        self._put(at, _key(entry), entry)
+
+    def _put(self, at: int, key: bytes, entry: bytes) -> None:
         pages = self._pages
         number = hash(key) % len(pages)
         page = pages[number]
@@ -232,23 +194,23 @@ class Pending:
             pages[number] = [entry]
             self.line.push(at, number)
         else:
-            if not page[-1].startswith(head[:AT]):
+            if not page[-1].startswith(entry[:AT]):
                 self.line.push(at, number)
             page.append(entry)
         self._count += 1
-        return head[:NAME]
 
-    def take(self, key: bytes) -> list[tuple[bytes, bytes]]:
-        """(place, what was kept) of those of the key, which wait no longer."""
+    def take(self, key: bytes) -> list[bytes]:
+        """Those of the key, which wait no longer; see `place_of` and `kept_of`."""
         pages = self._pages
         number = hash(key) % len(pages)
         page = pages[number]
         if page is None:
             return []
         name = SIZE.pack(len(key)) + key
-        found = [entry for entry in page if entry.startswith(name, NAME)]
-        if not found:
-            return []
+        found = []
+        for entry in page:
+            if entry.startswith(name, NAME):
+                found.append(entry)
         if len(found) == len(page):
             pages[number] = None
         else:
@@ -259,8 +221,7 @@ class Pending:
         if self._taken > self._count + SETTLED:
             self.line.sweep(self._waits)
             self._taken = 0
-        end = NAME + len(name)
-        return [(entry[:NAME], entry[end:]) for entry in found]
+        return found
 
     def give_up(self) -> list[tuple[bytes, bytes]]:
         """(place, key) of those whose turn is next, which wait no longer; none, if they were taken before."""
@@ -280,6 +241,25 @@ class Pending:
         page, time = self._pages[number] or (), TIME.pack(at)
         n = bisect_left(page, time)
         return n < len(page) and page[n].startswith(time)
+
+
+def named(key: bytes, kept: bytes) -> bytes:
+    """An entry without its place."""
+    return SIZE.pack(len(key)) + key + kept
+
+
+def place_of(entry: bytes) -> bytes:
+    return entry[:NAME]
+
+
+def time_of(entry: bytes) -> int:
+    """Append time, ms."""
+    at: int = TIME.unpack_from(entry)[0]
+    return at
+
+
+def kept_of(entry: bytes, key: bytes) -> bytes:
+    return entry[HEAD.size + len(key) :]
 
 
 def _key(entry: bytes) -> bytes:
