@@ -26,6 +26,7 @@ import msgspec
 from river import base
 
 from ..topics.messages import Answer, Fact, LabelValue
+from .canary import Canary
 from .features import Declared, Feature, Fold, Graph, PipelineError, did_you_mean, field_types
 from .objectives import Objectives
 from .quality import Task
@@ -145,7 +146,8 @@ class Pipeline:
     0 for regression and 0.5 for a binary label, moved inside the bounds; multiclass must declare it.
 
     `slices` names features by whose values models are judged apart. `objectives` is what models are held
-    to, all or each by name; `policies` judge beside the built-in ones (docs/judgement.md).
+    to, all or each by name; `policies` judge beside the built-in ones (docs/judgement.md). `canary` is a model
+    without traffic that may earn it, by a growing share of the keys.
 
     A fact whose prediction could not be written within `deadline` of the fact's append is late: no model
     but a cheap fallback is asked for it. Without a deadline nothing is ever late.
@@ -176,6 +178,7 @@ class Pipeline:
         slices: Sequence[str] = (),
         objectives: Objectives | Mapping[str, Objectives] = OBJECTIVES,
         policies: Sequence[Callable[..., Any]] = (),
+        canary: Canary | None = None,
         deadline: timedelta | None = None,
         shed: Shed | None = None,
     ) -> None:
@@ -205,6 +208,7 @@ class Pipeline:
         self.fallback = self._known_model("fallback", fallback)
         self._objectives = self._checked_objectives(objectives)
         self.shares = self._checked_shares({serve: 1.0} if isinstance(serve, str) else dict(serve))
+        self.canary = self._checked_canary(canary)
         self.task = self._checked_task()
         self.bounds = self._checked_bounds(bounds)
         self.constant = self._checked_constant(constant)
@@ -377,6 +381,18 @@ class Pipeline:
             if name not in self.graph.wanted:
                 hint = did_you_mean(name, self.graph.wanted, "; add it to features, and to those of a model")
                 raise self._error(f"slices names {name!r}, which is no feature of any model{hint}")
+
+    def _checked_canary(self, canary: Canary | None) -> Canary | None:
+        if canary is None:
+            return None
+        self._known_model("canary", canary.model)
+        if canary.model in self.serving:
+            raise self._error(
+                f"canary {canary.model!r} has traffic already; leave it out of serve and fallback"
+            )
+        for fault in canary.faults():
+            raise self._error(f"canary {canary.model!r}: {fault}")
+        return canary
 
     def _checked_shares(self, shares: dict[str, float]) -> dict[str, float]:
         for model, share in shares.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from ..topics.messages import SUPERVISOR, Span, State, Verdict
 
@@ -21,6 +22,10 @@ class Route:
     offset: int = -1
     incident: str = ""
     since_ms: int = 0
+    share: float = 0.0  # of the keys, beside what is declared
+
+
+SERVING = frozenset({State.LIVE, State.CANARY})
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,12 @@ class Routing:
         serving = set(live)
         return cls({m: Route(m, State.LIVE if m in serving else State.SHADOW) for m in models})
 
+    @cached_property
+    def trial(self) -> Route | None:
+        """The model that has a share of the keys by verdict, not by declaration."""
+        routes = self.routes.values()
+        return next((r for r in routes if r.share > 0 and r.state in SERVING), None)
+
     def obey(self, offset: int, verdict: Verdict) -> Routing:
         """The table after one more verdict.
 
@@ -76,5 +87,6 @@ class Routing:
             offset,
             verdict.incident,
             verdict.at_ms,
+            verdict.share,
         )
         return replace(self, routes={**self.routes, verdict.model: obeyed}, offset=offset)

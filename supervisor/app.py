@@ -21,6 +21,7 @@ from mode import Service
 from msgspec import structs
 from pydantic import ValidationError
 
+from ..models.canary import Canary
 from ..models.routing import Routing
 from ..topics import stray
 from ..topics.connection import Connection
@@ -28,6 +29,7 @@ from ..topics.log import Out, Record, Writer
 from ..topics.messages import Incident, Manifest, State, Verdict, Vitals
 from ..topics.tail import Tail
 from . import incidents as episodes
+from .canary import steer
 from .healths import Healths
 from .lifecycle import IN_TRAFFIC, Book, KnownVersion, decide, obeyed, operator_verdict
 from .policies import Finding, Limits, Policy, fold, look, of_models, of_pipelines
@@ -152,6 +154,7 @@ class Supervisor(Service):
         *,
         clock: Clock = wall_clock,
         policies: Mapping[str, Sequence[Policy]] | None = None,
+        canary: Canary | None = None,
         keep_s: float = KEEP_S,
     ) -> None:
         """`policies` are those of each model, and of the pipeline under ""; built-in ones by `limits` otherwise.
@@ -163,6 +166,7 @@ class Supervisor(Service):
         self._policies: Mapping[str, Sequence[Policy]] = {**built_in, **(policies or {})}
         self._pipeline = pipeline
         self._limits = limits
+        self._canary = canary
         self._clock = clock
         self._connection = connection
         self._known = Known(pipeline.models, pipeline.serving, limits)
@@ -417,6 +421,8 @@ class Supervisor(Service):
         versions = self._known.versions.get(model, {})
         is_fallback = model == self._pipeline.fallback
         verdict = decide(route, course, health, found, versions, self._limits, now, fallback=is_fallback)
+        if verdict is None and self._canary is not None:
+            verdict = steer(route, course, health, found, self._canary, now)
         return [] if verdict is None else [verdict]
 
     def _alarming(self, model: str, found: list[Finding]) -> list[Finding]:

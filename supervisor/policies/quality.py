@@ -49,6 +49,8 @@ class Memories(Memory, frozen=True):
     paired: Difference = Difference()
     own: Trail = Trail()
     slices: dict[str, Difference] = {}
+    served: Block = Block()  # own error minus that of what another model served, since the verdict in force
+    served_error: float = 0.0  # sum of the latter
 
     def renewed(self, since_ms: int) -> Memory:
         return Memories(since_ms=since_ms, own=self.own.renewed())
@@ -88,6 +90,8 @@ def _seen(known: Memories, vitals: Vitals, limits: Limits) -> Memories:
         paired=known.paired.after(_difference(vitals, limits.margin), limits),
         own=known.own.after(_block(vitals, vitals.errors), OWN, limits.season_ms, limits.log_odds),
         slices=slices,
+        served=known.served.plus(_block(vitals, vitals.against)) if vitals.against.count else known.served,
+        served_error=known.served_error + vitals.against_error,
     )
 
 

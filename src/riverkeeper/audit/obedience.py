@@ -13,8 +13,8 @@ from .report import Notebook, Place, Topic
 
 # A lease lasts a second at most. As much again is for answering a batch and for its way to the broker.
 OBEYED_WITHIN_MS = 2_000
-ASKED = frozenset({State.LIVE, State.SHADOW, State.PROBATION})
-SERVING = frozenset({State.LIVE})
+SERVING = frozenset({State.LIVE, State.CANARY})
+ASKED = SERVING | {State.SHADOW, State.PROBATION}
 
 
 class Ruling(NamedTuple):
