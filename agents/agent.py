@@ -182,7 +182,9 @@ class Owner:
     committing: asyncio.Task[None] | None = None
 
     def entries(self, entries: Sequence[Entry]) -> list[Out]:
-        return [Out(self.store, self.partition, key, value) for key, value in entries]
+        store, partition = self.store, self.partition
+        # A NamedTuple's own constructor is a function of Python.
+        return [tuple.__new__(Out, (store, partition, key, value, ())) for key, value in entries]
 
     async def settle(self) -> None:
         """Waits for the checkpoint on the way; raises what befell it."""

@@ -34,6 +34,7 @@ MAX_ID_CHARS = 512  # a million remembered ids stay below 1 GB
 IDS_PER_ENTRY = 250  # ids in one record of the store: 0.8 MB if each is the longest and all is escaped
 IDS_PREFIX = b"ids/"
 ID = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_CHARS)]
+PLACE = Annotated[str, msgspec.Meta(max_length=MAX_KEY_BYTES // 4)]  # no character has more than four bytes
 MAX_OTHERWISE = (
     1_000  # more events that one pass would not do for than those it did: it is not tried any longer
 )
@@ -86,7 +87,9 @@ class Parser:
 
     def _readers(self) -> Iterator[_Quick]:
         for name, route in self._routes.items():
-            read = one_pass(route.declared, name, self._pipeline.event, ID)
+            read = one_pass(
+                route.declared, name, self._pipeline.event, ID, dict.fromkeys(route.placed_by, PLACE)
+            )
             if read is not None:
                 yield _Quick(f'"{name}"'.encode(), name, route, read)
 
@@ -122,10 +125,6 @@ class Parser:
             id, time = event._id, event._time
             if not EARLIEST <= time < LATEST:
                 return None
-            for field in route.placed_by:
-                placed = getattr(event, field)
-                if type(placed) is not str or len(placed) > MAX_KEY_BYTES // 4:
-                    return None
             key = getattr(event, route.key)
             event._id = event._type = event._time = UNSET
             envelope = Envelope(id=id, type=name, time=time, key=key, data=event)

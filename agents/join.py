@@ -327,7 +327,7 @@ class JoinWork(Tracked):
         self._examples += 1
         if len(self._sampled) < SAMPLE:
             self._sampled.append(value)
-        return Out(self._examples_topic, self._partition, key, value, ((ORIGIN, origin),))
+        return tuple.__new__(Out, (self._examples_topic, self._partition, key, value, ((ORIGIN, origin),)))
 
     def changes(self) -> list[Entry]:
         clock = _encode(self._matcher.clock)

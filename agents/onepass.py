@@ -7,7 +7,7 @@ bounded, and fields are flat. What is refused here is read again by the strict r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
@@ -23,11 +23,14 @@ TIME = Annotated[datetime, Meta(tz=True)]
 Read = Callable[[bytes], Any]
 
 
-def one_pass(declared: type[Fact], name: str, event: EventFields, id: object) -> Read | None:
+def one_pass(
+    declared: type[Fact], name: str, event: EventFields, own_id: object, narrowed: Mapping[str, object]
+) -> Read | None:
     """The reader of plain events of a type, by its name; None if the type leaves room for differences.
 
-    What it returns has the declared fields, and those in `OWN`, of which the id is an `id`; set to UNSET, these
-    leave a record of the facts. It raises whatever msgspec's decoder does, for what is to be read otherwise.
+    What it returns has the declared fields, and those in `OWN`, of which the id is an `own_id`; set to UNSET,
+    these leave a record of the facts. Texts in `narrowed` are to be of that type. It raises whatever msgspec's
+    decoder does, for what is to be read otherwise.
     """
     config = declared.__struct_config__
     if config.tag is not None or config.array_like or config.forbid_unknown_fields:
@@ -35,7 +38,7 @@ def one_pass(declared: type[Fact], name: str, event: EventFields, id: object) ->
     if hasattr(declared, "__post_init__"):
         return None
     fields = msgspec.structs.fields(declared)
-    types = [_bounded(field.type) for field in fields]
+    types = [_bounded(field.type, narrowed.get(field.name)) for field in fields]
     own = dict(zip(OWN, (event.id, event.type, event.time), strict=True))
     names = {field.name: field.encode_name for field in fields}
     if None in types or names.keys() & own.keys() or set(names.values()) & set(own.values()):
@@ -44,7 +47,7 @@ def one_pass(declared: type[Fact], name: str, event: EventFields, id: object) ->
         declared.__name__,
         [
             *((field.name, type_, _default(field)) for field, type_ in zip(fields, types, strict=True)),
-            *zip(OWN, (id, Literal[name], TIME), strict=True),
+            *zip(OWN, (own_id, Literal[name], TIME), strict=True),
         ],
         rename=names | own,
         omit_defaults=config.omit_defaults,
@@ -55,9 +58,11 @@ def one_pass(declared: type[Fact], name: str, event: EventFields, id: object) ->
     return msgspec.json.Decoder(flat).decode
 
 
-def _bounded(annotation: Any) -> Any:
+def _bounded(annotation: Any, narrowed: Any) -> Any:
     """The annotation, its integers bounded; None for what the two readers may not read alike."""
     info = inspect.type_info(annotation)
+    if narrowed is not None:
+        return narrowed if info == inspect.StrType() else None
     options = info.types if isinstance(info, inspect.UnionType) else (info,)
     said, *others = [option for option in options if not isinstance(option, inspect.NoneType)] or options
     if others:

@@ -18,7 +18,8 @@ import msgspec
 from ..topics.messages import Answer, Example, Features, LabelValue, Scalar, Source
 from .line import SETTLED, Line
 
-MAX_KINDS = 1_000  # of predictions that a partition tells apart; 3 MB
+MAX_KINDS = 1_000  # of predictions that a process tells apart, by the names of their features; 3 MB
+MAX_MODELS = 100_000  # whose names a process holds once; 20 MB
 PER_PAGE = 16  # predictions on a page if as many wait as may: 5 bytes each for the page, 1 us to look through
 
 
@@ -53,20 +54,19 @@ class Served(msgspec.Struct, gc=False):
 
 
 class Kind(NamedTuple):
-    """What the predictions of one model have in common, made of one declaration's features."""
+    """What the predictions of one declaration have in common, whichever model made them."""
 
-    model: str
     fingerprint: str
     features: Callable[..., Features]  # of their values, in order
 
 
 class Packed(msgspec.Struct, array_like=True, gc=False):
-    """A prediction without its key and what its kind says."""
+    """A prediction without its key, its model's name, and what its kind says."""
 
     id: str
     time: datetime
     value: Answer
-    by_model: bool  # or by the fallback
+    by: int  # twice the model's number, and one unless it answered as the fallback
     baseline: Answer | None
     version: int
     kind: int
@@ -77,26 +77,25 @@ class Packing:
     """To and from what is kept of a prediction: an array in MessagePack, or its record as it was read.
 
     The record is kept of what MessagePack cannot say (integers beyond 64 bits), and where there are more
-    kinds than a table should hold.
+    models or kinds than a table should hold.
     """
 
     def __init__(self) -> None:
         self.decode = msgspec.json.Decoder(Served).decode
         self._pack = msgspec.msgpack.Encoder().encode
         self._unpack = msgspec.msgpack.Decoder(Packed).decode
-        self._numbers: dict[
-            tuple[str, str, tuple[str, ...]], int
-        ] = {}  # model, fingerprint, names of features
+        self._model_numbers: dict[str, int] = {}
+        self._models: list[str] = []
+        self._kind_numbers: dict[
+            tuple[str, tuple[str, ...]], int
+        ] = {}  # by fingerprint, names of the features
         self._kinds: list[Kind] = []
 
     def pack(self, served: Served, record: bytes) -> bytes:
-        kind = (served.model, served.fingerprint, tuple(served.features))
-        number = self._numbers.get(kind)
-        if number is None:
-            if len(self._kinds) == MAX_KINDS:
-                return record
-            number = self._numbers[kind] = len(self._kinds)
-            self._kinds.append(Kind(served.model, served.fingerprint, _row(kind[2])))
+        kind = (served.fingerprint, tuple(served.features))
+        model, number = self._model_numbers.get(served.model), self._kind_numbers.get(kind)
+        if model is None or number is None:
+            return self.pack(served, record) if self._noted(served.model, *kind) else record
         time = served.time
         try:
             return self._pack(
@@ -105,7 +104,7 @@ class Packing:
                     # MessagePack's time is one of UTC; any other is packed as text, which the reader takes as well.
                     time if time.tzinfo is UTC else time.isoformat(),
                     served.value,
-                    served.source is Source.MODEL,
+                    2 * model + (served.source is Source.MODEL),
                     served.baseline,
                     served.version,
                     number,
@@ -114,6 +113,17 @@ class Packing:
             )
         except OverflowError:
             return record
+
+    def _noted(self, model: str, fingerprint: str, names: tuple[str, ...]) -> bool:
+        """Whether both have a number; each gets one while there is room."""
+        if model not in self._model_numbers and len(self._models) < MAX_MODELS:
+            self._model_numbers[model] = len(self._models)
+            self._models.append(model)
+        kind = (fingerprint, names)
+        if kind not in self._kind_numbers and len(self._kinds) < MAX_KINDS:
+            self._kind_numbers[kind] = len(self._kinds)
+            self._kinds.append(Kind(fingerprint, _row(names)))
+        return model in self._model_numbers and kind in self._kind_numbers
 
     def example(self, key: str, kept: bytes, label: LabelValue) -> Example:
         """Of a prediction that was kept, when its outcome has come; to be encoded, and for nothing else."""
@@ -128,8 +138,8 @@ class Packing:
             features=kind.features(*packed.values),
             label=label,
             served=packed.value,
-            source=Source.MODEL if packed.by_model else Source.FALLBACK,
-            model=kind.model,
+            source=Source.MODEL if packed.by & 1 else Source.FALLBACK,
+            model=self._models[packed.by >> 1],
             version=packed.version,
             fingerprint=kind.fingerprint,
             baseline=packed.baseline,

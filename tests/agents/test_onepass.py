@@ -9,7 +9,7 @@ import pytest
 
 from riverkeeper import Fact
 from riverkeeper.agents import ingest
-from riverkeeper.agents.ingest import ID, Parsed, Parser
+from riverkeeper.agents.ingest import ID, PLACE, Parsed, Parser
 from riverkeeper.agents.onepass import one_pass
 from riverkeeper.models.pipeline import EventFields, Pipeline
 from riverkeeper.topics.messages import BadRecord, ErrorCode
@@ -18,13 +18,13 @@ from tests.agents.tiny import Sale, Stored, paid, sale, tiny
 
 class Reading(Fact, rename={"unit": "unit of it"}):
     basket: str
-    shop: Annotated[str, msgspec.Meta(max_length=5)]
+    shop: str
     amount: float
     count: int
     whole: int | None = None
     level: Annotated[float, msgspec.Meta(ge=-100)] | None = 0.5
     good: bool = False
-    unit: str | None = "m"
+    unit: Annotated[str, msgspec.Meta(max_length=5)] | None = "m"
 
 
 PIPELINE = tiny(facts=Reading)
@@ -109,7 +109,8 @@ def test_of_numbers(field: str, number: str) -> None:
 
 FIELDS: dict[str, list[Any]] = {
     "id": ["", 7, None, True, "x" * 512, "x" * 513, "𝄞" * 512, [], "\ud800"],
-    "shop": ["", "123456", None, "x\x00y", "\ud83d\ude00"],
+    "unit of it": ["", "123456", None, "x\x00y", "\ud83d\ude00"],
+    "shop": ["", None, 5, "x\x00y", "x" * 256, "x" * 257],
     "basket": ["x" * 256, "x" * 257, "𝄞" * 256, "x" * 1024, "x" * 1025],
     "type": ["paid", "other", None, "reading ", "READING"],
     "unknown": [1, "x", {"a": [{}]}, None],
@@ -199,15 +200,20 @@ class Positive(Fact):
     count: Annotated[int, msgspec.Meta(ge=0)]
 
 
+class Closed(Fact):
+    basket: str
+    shop: Annotated[str, msgspec.Meta(max_length=5)]
+
+
 class Either(Fact):
     basket: str
     shop: str
     count: int | float
 
 
-@pytest.mark.parametrize("declared", [Nested, Strict, Checked, Timed, Positive, Either, Sale])
+@pytest.mark.parametrize("declared", [Nested, Strict, Checked, Timed, Positive, Closed, Either, Sale])
 def test_a_type_that_may_be_read_otherwise_is_left_to_the_strict_reader(declared: type[Fact]) -> None:
-    assert one_pass(declared, "x", EventFields(), ID) is None
+    assert one_pass(declared, "x", EventFields(), ID, {"shop": PLACE}) is None
 
 
 def test_fields_may_have_other_names() -> None:

@@ -97,6 +97,14 @@ class TestPacking:
             said = msgspec.json.decode(written(packing.example("k", it, True)))
             assert said["features"] == {f"x{n}": 1.0}
 
+    def test_models_beyond_those_of_the_table_as_well(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(pending, "MAX_MODELS", 2)
+        packing = Packing()
+        records = [_record({"x": 1.0}, f"m{n}") for n in range(4)]
+        kept = [packing.pack(packing.decode(record), record) for record in records]
+        assert [it == record for it, record in zip(kept, records, strict=True)] == [False, False, True, True]
+        assert [packing.example("k", it, True).model for it in kept] == ["m0", "m1", "m2", "m3"]
+
     def test_ten_numbers_take_less_than_half_of_their_record(self) -> None:
         features: Features = {f"x{n}": n + 0.123456 for n in range(10)}
         record = _record(features)
@@ -104,10 +112,9 @@ class TestPacking:
         assert len(packing.pack(packing.decode(record), record)) < len(record) / 2
 
 
-def _record(features: Features) -> bytes:
-    return msgspec.json.encode(
-        Served("1", "k", datetime(2024, 1, 1, tzinfo=UTC), 0.5, Source.MODEL, "m", 1, "f", None, features)
-    )
+def _record(features: Features, model: str = "m") -> bytes:
+    time = datetime(2024, 1, 1, tzinfo=UTC)
+    return msgspec.json.encode(Served("1", "k", time, 0.5, Source.MODEL, model, 1, "f", None, features))
 
 
 # What is done to what waits: (key, milliseconds since the last), or a key whose outcome came, or a time passed.
