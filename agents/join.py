@@ -33,7 +33,7 @@ from ..topics.store import ORIGIN, ORIGIN_ROOM, Inspector, Progress, place
 from ..topics.telemetry import Fate
 from .agent import Agent, Entry, Runtime, Table
 from .line import SETTLED, Line
-from .pending import Packing, Pending, at_of, kept_of, named, place_of
+from .pending import Packing, Pending, kept_of, named, place_of, time_of
 from .work import Tracked, check_store, dead_letter, resume, unreadable
 
 WAITING, LABEL, GONE = b"p/", b"o/", b"g/"  # prefixes of the store's keys
@@ -144,7 +144,7 @@ class Matcher:
         found = []
         for entry in met:
             self._dirty[WAITING + place_of(entry)] = None
-            found.append((at_of(entry), kept_of(entry, key)))
+            found.append((time_of(entry), kept_of(entry, key)))
         return found
 
     def _again(self, key: bytes, label: Label, value: LabelValue) -> None:

@@ -210,7 +210,7 @@ class Pending:
         self._count += 1
 
     def take(self, key: bytes) -> list[bytes]:
-        """Those of the key, which wait no longer; see `at_of`, `place_of` and `kept_of`."""
+        """Those of the key, which wait no longer; see `place_of` and `kept_of`."""
         pages = self._pages
         number = hash(key) % len(pages)
         page = pages[number]
@@ -258,14 +258,14 @@ def named(key: bytes, kept: bytes) -> bytes:
     return SIZE.pack(len(key)) + key + kept
 
 
-def at_of(entry: bytes) -> int:
-    """Its append time, ms."""
-    at: int = TIME.unpack_from(entry)[0]
-    return at
-
-
 def place_of(entry: bytes) -> bytes:
     return entry[:NAME]
+
+
+def time_of(entry: bytes) -> int:
+    """Append time, ms."""
+    at: int = TIME.unpack_from(entry)[0]
+    return at
 
 
 def kept_of(entry: bytes, key: bytes) -> bytes:

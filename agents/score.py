@@ -129,14 +129,15 @@ class ScoreWork(Tracked):
     async def _answered(self, facts: Facts, rows: Rows, appended: Sequence[int]) -> tuple[View, Answers]:
         """Answers under a lease that still holds when they are about to be written, or without one."""
         ids = [envelope.id for _, envelope in facts]
+        keys = [envelope.key for _, envelope in facts]
         clock = self._agent.runtime.monotonic
         for _ in range(ATTEMPTS - 1):
             view = await self._agent.view()
-            answers = answer(self._pipeline, view, ids, rows, clock, self._pressure(appended))
+            answers = answer(self._pipeline, view, ids, rows, clock, self._pressure(appended), keys)
             if not view.lease or await self._agent.still(view):
                 return view, answers
         view = View(self._agent.verdicts.routing, {}, lease=False)
-        return view, answer(self._pipeline, view, ids, rows, clock)
+        return view, answer(self._pipeline, view, ids, rows, clock, keys=keys)
 
     def _pressure(self, appended: Sequence[int]) -> Pressure:
         """A fact's age is by the log's own clock; one from the future of it has just come."""

@@ -24,7 +24,7 @@ sys.path[0] = str(ROOT)  # the parts are modules of bench, and the brokers stand
 from bench.harness import RESULTS, Options, machine  # noqa: E402
 from riverkeeper.topics.telemetry import configure_logging  # noqa: E402
 
-PARTS = ("score", "ingest", "join", "learn", "latency", "swap", "scale", "restart", "stages")
+PARTS = ("score", "ingest", "join", "learn", "latency", "swap", "scale", "restart", "stages", "supervise")
 # So that a test can look whether every part runs; its figures mean nothing.
 PEERS = ROOT / ".venv-bench" / "bin" / "python"  # as `make bench` makes it
 TINY = Options(rounds=1, size=2_000, pending=2_000, seconds=2.0, rates=(200,))

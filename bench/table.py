@@ -15,7 +15,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
-ORDER = ("score", "ingest", "join", "learn", "latency", "swap", "scale", "restart", "stages")
+ORDER = ("score", "ingest", "join", "learn", "latency", "swap", "scale", "restart", "stages", "supervise")
 
 
 def page(text: str, results: Path) -> str:

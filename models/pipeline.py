@@ -26,6 +26,7 @@ import msgspec
 from river import base
 
 from ..topics.messages import Answer, Fact, LabelValue
+from .canary import Canary
 from .features import Declared, Feature, Fold, Graph, PipelineError, did_you_mean, field_types
 from .objectives import Objectives
 from .quality import Task
@@ -145,7 +146,8 @@ class Pipeline:
     0 for regression and 0.5 for a binary label, moved inside the bounds; multiclass must declare it.
 
     `slices` names features by whose values models are judged apart. `objectives` is what models are held
-    to, all or each by name; `policies` judge beside the built-in ones (docs/judgement.md).
+    to, all or each by name; `policies` judge beside the built-in ones (docs/judgement.md). `canary` is a model
+    without traffic that may earn it, by a growing share of the keys.
 
     A fact whose prediction could not be written within `deadline` of the fact's append is late: no model
     but a cheap fallback is asked for it. Without a deadline nothing is ever late.
@@ -176,6 +178,7 @@ class Pipeline:
         slices: Sequence[str] = (),
         objectives: Objectives | Mapping[str, Objectives] = OBJECTIVES,
         policies: Sequence[Callable[..., Any]] = (),
+        canary: Canary | None = None,
         deadline: timedelta | None = None,
         shed: Shed | None = None,
     ) -> None:
@@ -205,6 +208,7 @@ class Pipeline:
         self.fallback = self._known_model("fallback", fallback)
         self._objectives = self._checked_objectives(objectives)
         self.shares = self._checked_shares({serve: 1.0} if isinstance(serve, str) else dict(serve))
+        self.canary = self._checked_canary(canary)
         self.task = self._checked_task()
         self.bounds = self._checked_bounds(bounds)
         self.constant = self._checked_constant(constant)
@@ -377,6 +381,18 @@ class Pipeline:
             if name not in self.graph.wanted:
                 hint = did_you_mean(name, self.graph.wanted, "; add it to features, and to those of a model")
                 raise self._error(f"slices names {name!r}, which is no feature of any model{hint}")
+
+    def _checked_canary(self, canary: Canary | None) -> Canary | None:
+        if canary is None:
+            return None
+        self._known_model("canary", canary.model)
+        if canary.model in self.serving:
+            raise self._error(
+                f"canary {canary.model!r} has traffic already; leave it out of serve and fallback"
+            )
+        for fault in canary.faults():
+            raise self._error(f"canary {canary.model!r}: {fault}")
+        return canary
 
     def _checked_shares(self, shares: dict[str, float]) -> dict[str, float]:
         for model, share in shares.items():
@@ -599,25 +615,31 @@ def load(ref: str) -> Pipeline:
     Imports the module, so runs its code. Raises PipelineError if there is none; what the module itself
     raises passes through.
     """
-    module_name, colon, attribute = ref.partition(":")
-    if not (colon and module_name and attribute):
-        raise PipelineError(
-            f"{ref!r} does not name a pipeline; write module:attribute, as in my_module:flights"
-        )
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    found = vars(_imported(module_name, here))
+    found, attribute = members(ref, "a pipeline", "my_module:flights")
     pipelines = [name for name, value in found.items() if isinstance(value, Pipeline)]
     hint = did_you_mean(
         attribute, pipelines, f"; its pipelines are {', '.join(pipelines)}" if pipelines else ""
     )
     if attribute not in found:
-        raise PipelineError(f"module {module_name!r} has no {attribute!r}{hint}")
+        raise PipelineError(f"{ref}: the module has no {attribute!r}{hint}")
     pipeline = found[attribute]
     if not isinstance(pipeline, Pipeline):
         raise PipelineError(f"{ref} is a {type(pipeline).__name__}, not a Pipeline{hint}")
     return pipeline
+
+
+def members(ref: str, what: str, example: str) -> tuple[dict[str, Any], str]:
+    """All that the module of "module:attribute" holds, and the attribute's name, which may not be among it.
+
+    Raises as `load`; `what` and `example` say what was to be named.
+    """
+    module_name, colon, attribute = ref.partition(":")
+    if not (colon and module_name and attribute):
+        raise PipelineError(f"{ref!r} does not name {what}; write module:attribute, as in {example}")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    return vars(_imported(module_name, here)), attribute
 
 
 def _imported(module_name: str, here: str) -> Any:

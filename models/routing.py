@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
-from ..topics.messages import Span, State, Verdict
+from ..topics.messages import SUPERVISOR, Span, State, Verdict
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,19 @@ class Route:
     offset: int = -1
     incident: str = ""
     since_ms: int = 0
+    share: float = 0.0  # of the keys, beside what is declared
+
+
+SERVING = frozenset({State.LIVE, State.CANARY})
+
+
+@dataclass(frozen=True)
+class Hold:
+    """An operator's hand on the wheel: no supervisor's verdict counts until it is released."""
+
+    reason: str
+    by: str
+    at_ms: int
 
 
 @dataclass(frozen=True)
@@ -33,6 +47,7 @@ class Routing:
     routes: Mapping[str, Route]
     offset: int = -1
     ignored: int = field(default=0, compare=False)
+    hold: Hold | None = None
 
     @classmethod
     def declared(cls, models: Iterable[str], live: Iterable[str]) -> Routing:
@@ -40,15 +55,29 @@ class Routing:
         serving = set(live)
         return cls({m: Route(m, State.LIVE if m in serving else State.SHADOW) for m in models})
 
+    @cached_property
+    def trial(self) -> Route | None:
+        """The model that has a share of the keys by verdict, not by declaration."""
+        routes = self.routes.values()
+        return next((r for r in routes if r.share > 0 and r.state in SERVING), None)
+
     def obey(self, offset: int, verdict: Verdict) -> Routing:
         """The table after one more verdict.
 
         A verdict on an undeclared model, or one that follows another verdict than the one in
-        force, changes nothing: whoever wrote it had not read what was already decided.
+        force, changes nothing: whoever wrote it had not read what was already decided. Nor does
+        a supervisor's while it is held.
         """
+        if not verdict.model and verdict.by != SUPERVISOR:
+            held = verdict.state is State.QUARANTINED
+            hold = Hold(verdict.reason, verdict.by, verdict.at_ms) if held else None
+            return replace(self, offset=offset, hold=hold)
+        ignored = replace(self, offset=offset, ignored=self.ignored + 1)
+        if self.hold is not None and verdict.by == SUPERVISOR:
+            return ignored
         route = self.routes.get(verdict.model)
         if route is None or verdict.follows != route.offset:
-            return replace(self, offset=offset, ignored=self.ignored + 1)
+            return ignored
         obeyed = Route(
             verdict.model,
             verdict.state,
@@ -58,5 +87,6 @@ class Routing:
             offset,
             verdict.incident,
             verdict.at_ms,
+            verdict.share,
         )
         return replace(self, routes={**self.routes, verdict.model: obeyed}, offset=offset)

@@ -14,14 +14,15 @@ from typing import NamedTuple
 import numpy as np
 
 from ..topics.messages import Answer, Features, Moments, Reason, Source, State
+from .canary import point
 from .fastpath import Raised, Scorer
 from .features import FeatureFailure
 from .gate import LIMIT_US
 from .pipeline import CONSTANT, Bounds, Pipeline
-from .routing import Route, Routing
+from .routing import SERVING, Routing
 from .sketch import merged
 
-ASKED_STATES = frozenset({State.LIVE, State.SHADOW, State.PROBATION})
+ASKED_STATES = SERVING | {State.SHADOW, State.PROBATION}
 # µs per fact; a fact costs about three times that before any model is asked. A fallback that takes longer
 # is no cheap one: late facts get the constant.
 CHEAP_US = 20.0
@@ -161,9 +162,11 @@ def answer(
     rows: Rows,
     clock: Callable[[], float],
     pressure: Pressure = NO_PRESSURE,
+    keys: Sequence[str] = (),
 ) -> Answers:
-    """One `Served` per row, in order, each inside the bounds; `clock` is monotonic seconds."""
-    asked = pipeline.route_for(ids)
+    """One `Served` per row, in order, each inside the bounds; `clock` is monotonic seconds. `ids` and `keys` are
+    the facts'; without keys no canary is asked."""
+    asked = meant(pipeline, view.routing, ids, keys)
     in_time = punctual(pressure, clock())
     questions, spared = _questions(pipeline, view, asked, ids, rows, in_time, pressure.behind)
     said: dict[str, _Said] = {}
@@ -191,6 +194,16 @@ def answer(
             served.append(_instead(pipeline, view, said.get(model), i, model, rows[i], baseline, i in late))
     observed = {model: each.observed for model, each in said.items()}
     return Answers(served, _shadows(pipeline, view, said), observed, spared, count)
+
+
+def meant(pipeline: Pipeline, routing: Routing, ids: Sequence[str], keys: Sequence[str]) -> list[str]:
+    """The model that each fact is meant for: the canary has its share of the keys, the others theirs of the rest."""
+    models, trial = pipeline.route_for(ids), routing.trial
+    if trial is None or not keys:
+        return models
+    return [
+        trial.model if point(key) < trial.share else model for key, model in zip(keys, models, strict=True)
+    ]
 
 
 def _late(pressure: Pressure, in_time: frozenset[int] | None, count: int, now: float) -> Collection[int]:
@@ -228,11 +241,11 @@ def _questions(
     timely = whole if in_time is None else [i for i in whole if i in in_time]
     sampled = [i for i in timely if pipeline.spared(ids[i])] if behind else timely
     questions, spared = {}, {}
-    for model, route in view.routing.routes.items():
+    for model in view.routing.routes:
         if model == pipeline.fallback:
             questions[model] = whole if cheap(view.versions.get(model)) else timely
-        elif has_traffic(pipeline, route):
-            many = len(pipeline.shares) > 1
+        elif has_traffic(pipeline, view.routing, model):
+            many = len(pipeline.shares) > 1 or view.routing.trial is not None
             questions[model] = [i for i in timely if asked[i] == model] if many else timely
         else:
             questions[model] = sampled
@@ -246,8 +259,12 @@ def cheap(version: Serving | None) -> bool:
     return version is not None and version.us_per_fact is not None and version.us_per_fact <= CHEAP_US
 
 
-def has_traffic(pipeline: Pipeline, route: Route) -> bool:
-    return route.state is State.LIVE and pipeline.shares.get(route.model, 0.0) > 0
+def has_traffic(pipeline: Pipeline, routing: Routing, model: str) -> bool:
+    """A canary that was promoted has all of it: then the others are asked in shadow, and stand by."""
+    trial = routing.trial
+    if trial is not None and (trial.model == model or trial.share >= 1):
+        return trial.model == model
+    return routing.routes[model].state is State.LIVE and pipeline.shares.get(model, 0.0) > 0
 
 
 def warming(pipeline: Pipeline, version: Serving) -> bool:
@@ -314,7 +331,7 @@ def _in_time(
 
 def _may_serve(pipeline: Pipeline, view: View, said: _Said) -> bool:
     """Whether the model's good answers may be served, as far as that does not depend on the fact."""
-    live = view.routing.routes[said.version.model].state is State.LIVE
+    live = view.routing.routes[said.version.model].state in SERVING
     return view.lease and live and not warming(pipeline, said.version)
 
 
@@ -350,7 +367,7 @@ def _why_not(
         return Reason.FEATURE_FAILED.value
     if not view.lease:
         return Reason.NO_LEASE.value
-    if view.routing.routes[model].state is not State.LIVE:
+    if view.routing.routes[model].state not in SERVING:
         return Reason.QUARANTINED.value
     if late:
         return Reason.LATE.value
@@ -365,7 +382,7 @@ def _shadows(pipeline: Pipeline, view: View, said: Mapping[str, _Said]) -> list[
     """The fallback's answers stand in every prediction; they need no record of their own."""
     shadows = []
     for model, each in said.items():
-        if has_traffic(pipeline, view.routing.routes[model]) or model == pipeline.fallback:
+        if has_traffic(pipeline, view.routing, model) or model == pipeline.fallback:
             continue
         version = each.version.version
         shadows += [Shadow(i, model, version, value, "") for i, value in each.good.items()]

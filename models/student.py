@@ -209,6 +209,8 @@ class Student:
             return []
         self._error.add(*pair)
         self._seen.error.add(*pair)
+        if example.source is Source.MODEL and example.model != self.name:
+            self._seen.beside(pair[0], loss(task, example.served, example.label))
         return [_Compared(example, *pair, residual(answer, example.label))]
 
     def due(self, now: float) -> bool:
@@ -316,6 +318,8 @@ class Student:
             errors=seen.errors,
             baselines=seen.baselines,
             products=min(seen.products, MAX_LOSS),
+            against=moments(seen.against),
+            against_error=min(sum(seen.against_errors), MAX_LOSS),
             residuals=seen.residuals,
             slices=seen.told(),
             golden=moments(seen.golden),
@@ -355,6 +359,8 @@ class _Seen:
     def __init__(self) -> None:
         self.errors, self.baselines, self.residuals = Moments(), Moments(), Moments()
         self.products = 0.0
+        self.against: list[float] = []  # own error minus that of what another model served
+        self.against_errors: list[float] = []  # the latter
         self.golden: list[float] = []  # by version, how far the answers to the golden facts moved
         self._slices: dict[str, Slice] = {}
         self.error = _Paired()
@@ -376,6 +382,12 @@ class _Seen:
         for name, part in parts.items():
             if name in self._slices or len(self._slices) < MAX_OPEN_SLICES:
                 self._slices[name] = _plus(self._slices.get(name, Slice()), part)
+
+    def beside(self, own: float, served: float) -> None:
+        """Takes up an example for which another model's answer was served."""
+        if served < MAX_LOSS:
+            self.against.append(own - served)
+            self.against_errors.append(served)
 
     def told(self) -> dict[str, Slice]:
         largest = sorted(self._slices.items(), key=lambda each: (-each[1].labelled, each[0]))

@@ -21,6 +21,7 @@ from mode import Service
 from msgspec import structs
 from pydantic import ValidationError
 
+from ..models.canary import Canary
 from ..models.routing import Routing
 from ..topics import stray
 from ..topics.connection import Connection
@@ -28,6 +29,7 @@ from ..topics.log import Out, Record, Writer
 from ..topics.messages import Incident, Manifest, State, Verdict, Vitals
 from ..topics.tail import Tail
 from . import incidents as episodes
+from .canary import steer
 from .healths import Healths
 from .lifecycle import IN_TRAFFIC, Book, KnownVersion, decide, obeyed, operator_verdict
 from .policies import Finding, Limits, Policy, fold, look, of_models, of_pipelines
@@ -52,6 +54,7 @@ LEAVE_S = 2.0  # for what is starting to be up before it is stopped; Faust sleep
 CUTS = 3  # of Faust's connections when it does not leave: aiokafka connects anew for the next request
 CUT_S = 0.3  # between two of them
 OBEY_S = 10.0  # an operator's verdict is read back within this, or the broker is in trouble
+HOLD = "hold"  # the policy of the alarm that shows it
 LOG = ""  # stands for the model in incidents that concern no single one
 ROUND_TICKS = 4  # ticks between looks at models without news
 KEEP_S = (
@@ -108,7 +111,7 @@ class Known:
     def incident(self, record: Record) -> None:
         incident = _read(Incident, record)
         if incident is not None:
-            self.incidents[incident.id] = incident
+            self.incidents[incident.id] = episodes.folded(self.incidents.get(incident.id), incident)
 
     def model(self, record: Record) -> None:
         """A manifest adds a version; a tombstone on it or on a chunk ends what can be restored."""
@@ -127,6 +130,7 @@ class Known:
         """Incidents that are not written as the verdicts tell them. A resolved one is final."""
         live = [e for id_, e in self.episodes.items() if id_ not in written or not written[id_].resolved]
         told = [episodes.told(e, self.versions.get(e.incident.model, {})) for e in live]
+        told = [episodes.folded(written.get(i.id), i) for i in told]
         return [i for i in told if written.get(i.id) != i]
 
 
@@ -150,6 +154,7 @@ class Supervisor(Service):
         *,
         clock: Clock = wall_clock,
         policies: Mapping[str, Sequence[Policy]] | None = None,
+        canary: Canary | None = None,
         keep_s: float = KEEP_S,
     ) -> None:
         """`policies` are those of each model, and of the pipeline under ""; built-in ones by `limits` otherwise.
@@ -161,6 +166,7 @@ class Supervisor(Service):
         self._policies: Mapping[str, Sequence[Policy]] = {**built_in, **(policies or {})}
         self._pipeline = pipeline
         self._limits = limits
+        self._canary = canary
         self._clock = clock
         self._connection = connection
         self._known = Known(pipeline.models, pipeline.serving, limits)
@@ -361,6 +367,9 @@ class Supervisor(Service):
         if not self.judging or self.should_stop:
             return
         now = self._clock()
+        hold = self.routing.hold
+        if hold is not None:
+            self._issued.clear()  # what it was about to say is judged anew after it
         due = [v for model in self._to_judge() for v in self._judge(model, now)]
         written = self._written()
         changed = self._known.untold(written)
@@ -368,8 +377,13 @@ class Supervisor(Service):
             changed += episodes.alarms(written, model, self._alarming(model, found), now)
         self._found.clear()
         found = look(self._healths.of(LOG), self._policies[LOG], now)
+        if hold is not None:
+            found = [
+                *found,
+                Finding(HOLD, f"{hold.by} holds all automatic verdicts: {hold.reason}", hold.at_ms),
+            ]
         changed += episodes.alarms(written, LOG, [*self._troubled(written, now), *found], now)
-        await self._write(due, changed, now)
+        await self._write(due if hold is None else [], changed, now)
 
     def _troubled(self, written: Mapping[str, Incident], now: int) -> list[Finding]:
         """Partitions that agents stopped at: told again with every vitals, so silence means they go on.
@@ -407,19 +421,24 @@ class Supervisor(Service):
         versions = self._known.versions.get(model, {})
         is_fallback = model == self._pipeline.fallback
         verdict = decide(route, course, health, found, versions, self._limits, now, fallback=is_fallback)
+        if verdict is None and self._canary is not None:
+            verdict = steer(route, course, health, found, self._canary, now)
         return [] if verdict is None else [verdict]
 
     def _alarming(self, model: str, found: list[Finding]) -> list[Finding]:
-        """What opens an alarm: for the fallback everything, for others what takes nothing out."""
+        """What opens an alarm: for the fallback everything, and while the supervisor is held; for others what
+        takes nothing out."""
         if self.routing.routes[model].state in (State.QUARANTINED, State.DESTROYED):
             return []
-        return [f for f in found if model == self._pipeline.fallback or not f.grave]
+        all_ = model == self._pipeline.fallback or self.routing.hold is not None
+        return [f for f in found if all_ or not f.grave]
 
     def _written(self) -> dict[str, Incident]:
         """Incidents as read back, or as written a moment ago."""
         known = self._known.incidents
-        self._told = {i: told for i, told in self._told.items() if known.get(i) != told[0]}
-        return known | {i: told for i, (told, _) in self._told.items()}
+        told = {i: episodes.folded(known.get(i), each) for i, (each, _) in self._told.items()}
+        self._told = {i: each for i, each in self._told.items() if told[i] != known.get(i)}
+        return known | {i: told[i] for i in self._told}
 
     async def _write(self, verdicts: list[Verdict], changed: list[Incident], now: int) -> None:
         again = [i for i, sent in self._told.values() if now - sent >= REISSUE_MS]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 from ..topics.messages import Incident, IncidentStep, State, Verdict
 from .lifecycle import IN_TRAFFIC, OPERATOR, Versions
@@ -19,6 +20,47 @@ RESTORED = "restored"  # the first version of a line that started from a good ve
 RELEARNED = "relearned"  # the first version of a line that started from nothing
 ALARM = "alarm"
 RESOLVED = "resolved"  # the end of an alarm
+ACKNOWLEDGED = "acknowledged"  # an operator has seen it
+READMITTED = "re-admitted"
+OUT = frozenset({State.QUARANTINED.value, State.PROBATION.value, State.DESTROYED.value})
+
+
+class Stage(StrEnum):
+    """How far an incident has come."""
+
+    OPEN = "open"
+    ACKNOWLEDGED = "acknowledged"  # an operator has seen it; the model still answers
+    MITIGATED = "mitigated"  # the model has no traffic: others answer in its place
+    RESOLVED = "resolved"
+
+
+def stage(incident: Incident) -> Stage:
+    if incident.resolved:
+        return Stage.RESOLVED
+    states = [step.state for step in incident.timeline]
+    moved = next((s for s in reversed(states) if s in OUT or s == READMITTED), "")
+    if moved in OUT:
+        return Stage.MITIGATED
+    return Stage.ACKNOWLEDGED if ACKNOWLEDGED in states else Stage.OPEN
+
+
+def folded(known: Incident | None, read: Incident) -> Incident:
+    """An incident as one more record of it tells it. The newest counts, but what an operator acknowledged stays
+    so, and what is resolved: whoever wrote the record may not have known."""
+    if known is None:
+        return read
+    told = known if known.resolved and not read.resolved else read
+    seen = {step for step in (*known.timeline, *read.timeline) if step.state == ACKNOWLEDGED}
+    missing = seen - set(told.timeline)
+    if not missing:
+        return told
+    steps = tuple(sorted((*told.timeline, *missing), key=lambda s: s.at_ms))
+    return told.model_copy(update={"timeline": steps})
+
+
+def acknowledged(incident: Incident, by: str, note: str, now: int) -> Incident:
+    step = IncidentStep(state=ACKNOWLEDGED, at_ms=now, reason=f"{by}: {note}" if note else by)
+    return incident.model_copy(update={"timeline": (*incident.timeline, step)})
 
 
 @dataclass(frozen=True)
@@ -61,7 +103,7 @@ def _begin(verdict: Verdict, line: int) -> Episode:
 def _steps(verdict: Verdict) -> list[IncidentStep]:
     at = verdict.at_ms
     if verdict.state in IN_TRAFFIC:
-        return [IncidentStep(state="re-admitted", at_ms=at, reason=verdict.reason)]
+        return [IncidentStep(state=READMITTED, at_ms=at, reason=verdict.reason)]
     step = IncidentStep(state=verdict.state.value, at_ms=at, reason=verdict.reason)
     if verdict.state is State.PROBATION or verdict.policy == OPERATOR:
         return [step]

@@ -11,16 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..models.routing import Route, Routing
-from ..topics.messages import Manifest, Span, State, Verdict
+from ..topics.messages import SUPERVISOR, Manifest, Span, State, Verdict
 from .policies import Finding, Health, Limits, Tally, merge, worse
 
-SUPERVISOR = "supervisor"
 OPERATOR = "operator"  # the policy of a verdict by hand
 HEALING = "healing"  # the policy of a verdict that leads a model back
 
 NEVER = -1  # ms: before all that was learned
 
-IN_TRAFFIC = frozenset({State.LIVE, State.SHADOW})
+IN_TRAFFIC = frozenset({State.LIVE, State.CANARY, State.SHADOW})
 
 
 @dataclass(frozen=True)
@@ -51,12 +50,19 @@ class Course:
     since_ms: int = 0  # when the verdict in force was given
     by: str = SUPERVISOR
     falls: tuple[int, ...] = ()  # when the supervisor took it out, since an operator last decided
+    on_trial: bool = False  # it has a share of the keys by verdict
+    tried: bool = False  # a supervisor ended its trial; an operator's next verdict opens it again
 
     def after(self, verdict: Verdict, limits: Limits) -> Course:
         """The course once the verdict is obeyed."""
         resting = verdict.state if verdict.state in IN_TRAFFIC else self.resting
-        falls = self._falls(verdict, limits)
-        return Course(resting, verdict.at_ms, verdict.by, falls)
+        if verdict.share:
+            resting = State.SHADOW  # what was on trial begins where it began
+        ended = (self.on_trial or self.tried) and not verdict.share
+        tried = ended and verdict.by == SUPERVISOR
+        return Course(
+            resting, verdict.at_ms, verdict.by, self._falls(verdict, limits), verdict.share > 0, tried
+        )
 
     def _falls(self, verdict: Verdict, limits: Limits) -> tuple[int, ...]:
         if verdict.by != SUPERVISOR:
@@ -111,7 +117,7 @@ def _try(route: Route, course: Course, versions: Versions, limits: Limits, now: 
         return None
     newest = max(healed, key=lambda v: v.version)
     reason = f"version {newest.version} of line {route.line} is there; it answers in shadow"
-    return _same_line(route, State.PROBATION, reason, now, evidence={"version": float(newest.version)})
+    return same_line(route, State.PROBATION, reason, now, evidence={"version": float(newest.version)})
 
 
 def _readmit(route: Route, course: Course, health: Health, limits: Limits, now: int) -> Verdict | None:
@@ -130,10 +136,10 @@ def _readmit(route: Route, course: Course, health: Health, limits: Limits, now: 
         "baseline": baseline / examples,
     }
     reason = f"{answers} clean answers, {examples} labelled examples within the margin"
-    return _same_line(route, course.resting, reason, now, evidence=evidence)
+    return same_line(route, course.resting, reason, now, evidence=evidence)
 
 
-def _same_line(route: Route, state: State, reason: str, now: int, *, evidence: dict[str, float]) -> Verdict:
+def same_line(route: Route, state: State, reason: str, now: int, *, evidence: dict[str, float]) -> Verdict:
     return Verdict(
         model=route.model,
         state=state,
@@ -280,7 +286,7 @@ def operator_verdict(routing: Routing, model: str, state: State, reason: str, no
     route = routing.routes[model]
     begins = state not in IN_TRAFFIC or route.state not in IN_TRAFFIC
     incident = incident_id(route) if begins else ""
-    verdict = _same_line(route, state, reason, now, evidence={})
+    verdict = same_line(route, state, reason, now, evidence={})
     return verdict.model_copy(update={"policy": OPERATOR, "by": by, "incident": incident})
 
 

@@ -268,6 +268,15 @@ def test_an_operator_takes_a_model_out_and_leads_it_back(prepared: str) -> None:
     assert state() == "probation"
     riverkeeper("admit", "flights/eager", "--reason", "sure", "--now", "--broker", prepared)
     assert state() == "live"
+    assert riverkeeper("hold", REF, "--reason", "brokers move", "--broker", prepared).returncode == 0
+    shown = riverkeeper("status", REF, "--broker", prepared).stdout
+    assert "HELD by operator" in shown and "brokers move" in shown
+    assert riverkeeper("release", "flights", "--reason", "moved", "--broker", prepared).returncode == 0
+    assert "HELD" not in riverkeeper("status", REF, "--broker", prepared).stdout
+    told = riverkeeper("incident", "list", "flights", "--broker", prepared)
+    assert told.stdout == "no open incident\n", told
+    none = riverkeeper("incident", "show", REF, "eager-0", "--broker", prepared)
+    assert none.returncode == 1 and "there is no incident 'eager-0'" in none.stderr
     nothing = riverkeeper("skip", REF, "score/0", "--reason", "gone", "--broker", prepared)
     assert "misses nothing" in nothing.stderr or "has read nothing yet" in nothing.stderr
     unknown = riverkeeper("quarantine", "flights/eagre", "--reason", "odd", "--broker", prepared)

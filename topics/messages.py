@@ -194,10 +194,14 @@ class State(StrEnum):
     """Where a model stands in its life."""
 
     SHADOW = "shadow"  # asked, compared, never served
+    CANARY = "canary"  # on trial: serves a share of the keys
     LIVE = "live"  # serves its share of the facts
     QUARANTINED = "quarantined"  # not asked at all
     PROBATION = "probation"  # healed; asked in shadow until it has earned its traffic back
     DESTROYED = "destroyed"  # given up; only an operator admits it again
+
+
+SUPERVISOR = "supervisor"  # who gave a verdict, if no operator did
 
 
 class Verdict(ControlRecord):
@@ -208,6 +212,12 @@ class Verdict(ControlRecord):
     restarts: only versions of the current line are served, and the learner's state is the newest
     version of that line. `restore` is the version the line starts from (0: from nothing), `skip`
     the examples it must not learn again.
+
+    `share` is the part of the keys that a model gets which has no traffic by declaration: on trial as a canary, or
+    promoted.
+
+    A verdict on the model "" is an operator's on the supervisor itself: QUARANTINED holds it, LIVE releases it.
+    While it is held, every reader ignores verdicts by a supervisor.
     """
 
     model: str
@@ -216,10 +226,11 @@ class Verdict(ControlRecord):
     line: int = 0
     restore: int = 0
     skip: tuple[Span, ...] = ()
+    share: float = 0.0
     policy: str
     reason: str
     evidence: dict[str, float] = Field(default_factory=dict)
-    by: str = "supervisor"
+    by: str = SUPERVISOR
     incident: str = ""
     at_ms: int
 
@@ -328,6 +339,8 @@ class Vitals(ControlRecord):
     ages: Moments = Moments()  # score: seconds from event time to append time, of a sample
     errors: Moments = Moments()  # learn: of the errors, each one
     baselines: Moments = Moments()  # learn: of the baseline's errors over the same examples
+    against: Moments = Moments()  # learn: own error minus that of what another model served
+    against_error: float = 0.0  # learn: sum of those others' errors
     products: float = 0.0  # learn: sum of error times baseline error, for the variance of their difference
     residuals: Moments = Moments()  # learn: label minus answer, by probability for classes
     delays: Moments = Moments()  # join: seconds from a prediction's append to its outcome's

@@ -201,7 +201,22 @@ class Inspector:
         self, tp: TopicPartition, last: int | None = None
     ) -> AsyncGenerator[Sequence[Record], None]:
         begin, end = await self.range(tp)
-        begin = begin if last is None else max(begin, end - last)
+        async with aclosing(self.batches(tp, None if last is None else max(begin, end - last))) as batches:
+            async for records in batches:
+                yield records
+
+    async def offset_at(self, tp: TopicPartition, at_ms: int) -> int:
+        """Of the first record appended then or later; the partition's end if there is none."""
+        async with Patience(self._connection, tp.topic).answer("no offsets"):
+            found = (await self._consumer.offsets_for_times({tp: at_ms}))[tp]
+        return (await self.range(tp))[1] if found is None else int(found.offset)
+
+    async def batches(
+        self, tp: TopicPartition, begin: int | None = None
+    ) -> AsyncGenerator[Sequence[Record], None]:
+        """The committed records from an offset on, or all that are kept, up to the end as of now."""
+        least, end = await self.range(tp)
+        begin = least if begin is None else max(begin, least)
         if begin >= end:
             return
         self._consumer.assign([tp])

@@ -1,5 +1,6 @@
 """Keeps online models alive in production. What a pipeline's author needs is here."""
 
+from .models.canary import Canary
 from .models.features import PipelineError, feature, fold
 from .models.objectives import Objectives
 from .models.pipeline import Bounds, Dedupe, EventFields, Label, Model, Pipeline, Publish, Shed
@@ -7,6 +8,7 @@ from .topics.messages import Fact
 
 __all__ = [
     "Bounds",
+    "Canary",
     "Dedupe",
     "EventFields",
     "Fact",

@@ -68,7 +68,7 @@ ROLES = {
     "producer": Needs("who writes events", writes=("events",)),
     "reader": Needs("who acts on predictions", reads=("predictions",), group=True),
     "watcher": Needs(
-        "`riverkeeper status` and `riverkeeper audit`",
+        "`riverkeeper status`, `riverkeeper audit` and `riverkeeper replay`",
         reads=(
             "events",
             "facts",
@@ -85,7 +85,9 @@ ROLES = {
         shows=("ingest", "score", "join"),
     ),
     "operator": Needs(
-        "`riverkeeper quarantine` and `riverkeeper admit`", reads=("models", "verdicts"), writes=("verdicts",)
+        "`riverkeeper quarantine`, `admit`, `hold`, `release` and `incident`",
+        reads=("models", "verdicts", "incidents", "predictions"),
+        writes=("verdicts", "incidents"),
     ),
     "creator": Needs("`riverkeeper topics`", creates=True),
 }

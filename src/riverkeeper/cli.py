@@ -494,6 +494,84 @@ def audit(
         raise click.exceptions.Exit(1)
 
 
+@main.command()
+@click.argument("pipeline_ref", metavar="MODULE:PIPELINE")
+@click.option(
+    "--from", "since", type=Moment(), metavar="ISO", help="Begin of the stretch. Default: the log's."
+)
+@click.option("--to", "until", type=Moment(), metavar="ISO", help="End of the stretch. Default: the log's.")
+@click.option(
+    "--model", "models", multiple=True, help="A declared model, begun from nothing; may be repeated."
+)
+@click.option(
+    "--version",
+    "versions",
+    multiple=True,
+    metavar="MODEL/NUMBER",
+    help="A version as it was published; needs the signing key; may be repeated.",
+)
+@click.option(
+    "--candidates",
+    metavar="MODULE:MAPPING",
+    help="Models of your own, to sweep over: a dict, or a function that returns one, of a Model or a factory by name.",
+)
+@click.option("--frozen", is_flag=True, help="Stored versions answer as they are, and learn nothing.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+@click.option("--save", type=click.Path(dir_okay=False, path_type=Path), help="Save the matrix as CSV.")
+@settings_options(*CONNECTION)
+def replay(
+    pipeline_ref: str,
+    since: datetime | None,
+    until: datetime | None,
+    models: tuple[str, ...],
+    versions: tuple[str, ...],
+    candidates: str | None,
+    frozen: bool,
+    as_json: bool,
+    save: Path | None,
+    **flags: Any,
+) -> None:
+    """Try models over a stretch of the log, beside what was served, without touching a live topic.
+
+    Each candidate answers every prediction's features when that prediction was made, with what it had learned
+    until then, and learns each example when its outcome came: labels are as late for it as they were in life.
+    It is compared over the same examples with what was served, after the examples that its warm-up asks for. Times
+    are those of the append; the interval takes examples for independent. Default: every declared model.
+
+    \b
+      riverkeeper replay my_module:flights --from 2026-01-31T08:00Z --to 2026-01-31T12:00Z
+      riverkeeper replay my_module:flights --version eager/120 --version eager/90 --frozen
+      riverkeeper replay my_module:flights --candidates my_sweep:rates --save rates.csv
+    """
+    import msgspec
+
+    from . import replay as worlds
+    from .models.quality import metric_name
+
+    settings = _settings(flags)
+    pipeline = _load(pipeline_ref)
+    meter = _Meter()
+
+    async def lived() -> worlds.Replay:
+        connection = settings.connection()
+        chosen = [worlds.declared(pipeline, name) for name in models]
+        chosen += worlds.own(pipeline, candidates) if candidates else []
+        for ref in versions:
+            key = settings.required_signing_key()
+            chosen.append(await worlds.stored(pipeline, connection, ref, key, learns=not frozen))
+        chosen = chosen or [worlds.declared(pipeline, name) for name in pipeline.models]
+        held = worlds.MAX_HELD // len(chosen)
+        ours = [worlds.World(each, pipeline.task, pipeline.bounds, held=held) for each in chosen]
+        return await worlds.replay(pipeline, connection, ours, since=since, until=until, told=meter)
+
+    found = _quietly(lived)
+    meter.close()
+    if save is not None:
+        save.write_text(worlds.matrix(found))
+    metric = metric_name(pipeline.task)
+    click.echo(msgspec.json.encode(found).decode() if as_json else worlds.text(found, metric))
+
+
 class _Meter:
     """Progress on standard error: one line that changes on a terminal, a line now and then elsewhere."""
 
@@ -564,6 +642,109 @@ def _decide(model_ref: str, state: State, reason: str, settings: Settings) -> No
 
     verdict = _quietly(lambda: decide(settings.connection(), model_ref, state, reason, by=_operator()))
     click.echo(f"{verdict.model}: {verdict.state.value} by {verdict.by}: {verdict.reason}")
+
+
+@main.group()
+def incident() -> None:
+    """What went wrong with a pipeline's models: list it, read the draft of a post-mortem, acknowledge it.
+
+    \b
+      riverkeeper incident list flights --broker kafka:9092
+    """
+
+
+@incident.command(name="list")
+@click.argument("pipeline_ref", metavar="PIPELINE")
+@click.option("--all", "resolved", is_flag=True, help="Those that are over, too.")
+@settings_options(*CONNECTION)
+def list_incidents(pipeline_ref: str, resolved: bool, **flags: Any) -> None:
+    """List incidents, newest first: open, acknowledged by an operator, mitigated (the model has no traffic)
+    or, with --all, resolved.
+
+    \b
+      riverkeeper incident list flights --broker kafka:9092
+      riverkeeper incident list my_module:flights --all
+    """
+    from .incident import HEAD, read, rows
+    from .status import table
+
+    found = rows(_quietly(lambda: read(_settings(flags).connection(), pipeline_ref)), resolved=resolved)
+    click.echo(table(HEAD, found) if found else "no incident" if resolved else "no open incident")
+
+
+@incident.command(name="show")
+@click.argument("pipeline_ref", metavar="PIPELINE")
+@click.argument("id_", metavar="ID")
+@settings_options(*CONNECTION)
+def show_incident(pipeline_ref: str, id_: str, **flags: Any) -> None:
+    """Print the draft of an incident's post-mortem as Markdown.
+
+    What the log tells is filled in: the story, the predictions served since the onset and where they lie, figures,
+    samples, what the model answered before and since, and the timeline. The causes are left to people.
+
+    \b
+      riverkeeper incident show flights learned-12 --broker kafka:9092
+      riverkeeper incident show flights learned-12 | tee post-mortem.md
+    """
+    from .incident import show
+
+    click.echo(_quietly(lambda: show(_settings(flags).connection(), pipeline_ref, id_)), nl=False)
+
+
+@incident.command(name="acknowledge")
+@click.argument("pipeline_ref", metavar="PIPELINE")
+@click.argument("id_", metavar="ID")
+@click.option("--note", default="", help="Stands in the timeline for all to read.")
+@settings_options(*CONNECTION)
+def acknowledge_incident(pipeline_ref: str, id_: str, note: str, **flags: Any) -> None:
+    """Say that somebody has seen an incident. It changes nothing else.
+
+    \b
+      riverkeeper incident acknowledge flights learned-12 --note "asking upstream" --broker kafka:9092
+    """
+    from .incident import acknowledge
+
+    settings, by = _settings(flags), _operator()
+    told = _quietly(lambda: acknowledge(settings.connection(), pipeline_ref, id_, note, by=by))
+    click.echo(f"{told.id}: {told.timeline[-1].state} by {told.timeline[-1].reason}")
+
+
+@main.command()
+@click.argument("pipeline_ref", metavar="PIPELINE")
+@_REASON
+@settings_options(*CONNECTION)
+def hold(pipeline_ref: str, reason: str, **flags: Any) -> None:
+    """Put a hand on the wheel: no supervisor takes a model out, heals it or leads it back until the release.
+
+    From its place in the log on, every replica ignores what supervisors decide; operators are obeyed as ever.
+    Alarms are raised, also for what would have been quarantined, and an answer out of bounds is still replaced
+    by the fallback's. `riverkeeper status` says so first.
+
+    \b
+      riverkeeper hold flights --reason "moving the brokers until noon" --broker kafka:9092
+    """
+    _held(pipeline_ref, reason, flags, held=True)
+
+
+@main.command()
+@click.argument("pipeline_ref", metavar="PIPELINE")
+@_REASON
+@settings_options(*CONNECTION)
+def release(pipeline_ref: str, reason: str, **flags: Any) -> None:
+    """Let supervisors decide again, from what they find now.
+
+    \b
+      riverkeeper release flights --reason "brokers moved" --broker kafka:9092
+    """
+    _held(pipeline_ref, reason, flags, held=False)
+
+
+def _held(pipeline_ref: str, reason: str, flags: dict[str, Any], *, held: bool) -> None:
+    from .operate import hold
+
+    settings, by = _settings(flags), _operator()
+    told = _quietly(lambda: hold(settings.connection(), pipeline_ref, reason, by=by, held=held))
+    click.echo(f"{pipeline_ref}: {'held' if held else 'released'} by {told.by}: {told.reason}")
 
 
 @main.command()

@@ -11,10 +11,11 @@ from pydantic import ValidationError
 from .models.features import PipelineError, did_you_mean
 from .models.pipeline import load
 from .models.routing import Routing
-from .supervisor.app import issue
+from .supervisor.app import issue, wall_clock
+from .supervisor.lifecycle import OPERATOR
 from .topics.catalog import Catalog
 from .topics.connection import Connection
-from .topics.log import Record
+from .topics.log import Out, Record, Writer
 from .topics.messages import State, Verdict
 from .topics.store import Inspector
 
@@ -44,7 +45,9 @@ async def decide(connection: Connection, model_ref: str, state: State, reason: s
     name = declared.name if declared else where
     versions, verdicts = await _read(connection, name)
     # Every model publishes a version as soon as the learner starts.
-    models = declared.models if declared else {*_published(versions), *(v.model for _, v in verdicts)}
+    models = (
+        declared.models if declared else {*_published(versions), *(v.model for _, v in verdicts if v.model)}
+    )
     if model not in models:
         hint = did_you_mean(model, models, f"; its models are {', '.join(sorted(models)) or 'not known yet'}")
         raise PipelineError(f"{name} has no model {model!r}{hint}")
@@ -53,6 +56,35 @@ async def decide(connection: Connection, model_ref: str, state: State, reason: s
     if state is not State.QUARANTINED and now not in OUT:
         raise PipelineError(f"{name}/{model} is not quarantined: there is nothing to admit")
     return await issue(connection, Known(name, tuple(models)), model, state, reason, by=by)
+
+
+async def hold(
+    connection: Connection, pipeline_ref: str, reason: str, *, by: str, held: bool = True
+) -> Verdict:
+    """Holds the supervisors of "pipeline" or "module:pipeline", or releases them; returns what was written.
+
+    It counts from its place in the log on: no verdict that a supervisor writes behind it is obeyed by anybody.
+    Raises PipelineError if that changes nothing; TopicMissing, KafkaError.
+    """
+    name = load(pipeline_ref).name if ":" in pipeline_ref else pipeline_ref
+    routing = Routing.declared([], [])
+    for offset, verdict in (await _read(connection, name))[1]:
+        routing = routing.obey(offset, verdict)
+    if held and routing.hold is not None:
+        raise PipelineError(f"{name} is held by {routing.hold.by} already: {routing.hold.reason}")
+    if not held and routing.hold is None:
+        raise PipelineError(f"{name} is not held: there is nothing to release")
+    state = State.QUARANTINED if held else State.LIVE
+    ruling = Verdict(
+        model="", state=state, follows=-1, policy=OPERATOR, reason=reason, by=by, at_ms=wall_clock()
+    )
+    writer = Writer(connection)
+    await writer.start()
+    try:
+        await writer.write([Out(f"{name}.verdicts", 0, b"", ruling.encode())])
+    finally:
+        await writer.stop()
+    return ruling
 
 
 async def _read(connection: Connection, name: str) -> tuple[list[Record], list[tuple[int, Verdict]]]:

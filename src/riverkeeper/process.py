@@ -194,7 +194,13 @@ class Process:
     def _made(self, runtime: Runtime) -> Supervisor:
         from .supervisor.app import Supervisor
 
-        return Supervisor(self._pipeline, runtime.connection, self._judgement, policies=self._policies)
+        return Supervisor(
+            self._pipeline,
+            runtime.connection,
+            self._judgement,
+            policies=self._policies,
+            canary=self._pipeline.canary,
+        )
 
     async def _supervise(self, runtime: Runtime, stop: asyncio.Event) -> None:
         # Faust takes 0.3 s to load and to look at who calls it: half of a lease, in which score answers nothing.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 
 import msgspec
@@ -18,6 +18,7 @@ from .models.pipeline import Pipeline
 from .models.quality import metric_name
 from .models.routing import Routing
 from .process import check_topics
+from .supervisor.incidents import folded
 from .topics.catalog import Catalog
 from .topics.connection import Connection
 from .topics.log import Record, consumer
@@ -77,6 +78,14 @@ class LoadStatus(msgspec.Struct, frozen=True):
     examples_shed: int
 
 
+class HoldStatus(msgspec.Struct, frozen=True):
+    """That an operator holds all automatic verdicts."""
+
+    by: str
+    reason: str
+    since: datetime | None
+
+
 class Status(msgspec.Struct, frozen=True):
     pipeline: str
     metric: str
@@ -85,6 +94,7 @@ class Status(msgspec.Struct, frozen=True):
     load: LoadStatus
     models: list[ModelStatus]
     incidents: list[IncidentStatus]  # open ones
+    hold: HoldStatus | None = None
 
 
 async def read_status(connection: Connection, pipeline: Pipeline) -> Status:
@@ -112,6 +122,7 @@ async def read_status(connection: Connection, pipeline: Pipeline) -> Status:
         load=load_status(vitals),
         models=models,
         incidents=open_incidents(incidents),
+        hold=hold_status(verdicts),
     )
 
 
@@ -177,6 +188,15 @@ def models_status(
     return found
 
 
+def hold_status(verdicts: Sequence[Record]) -> HoldStatus | None:
+    routing = Routing.declared([], [])
+    for record in verdicts:
+        with suppress(ValidationError):
+            routing = routing.obey(record.offset, Verdict.model_validate_json(record.value or b""))
+    hold = routing.hold
+    return None if hold is None else HoldStatus(hold.by, hold.reason, _time(hold.at_ms))
+
+
 def open_incidents(records: Sequence[Record]) -> list[IncidentStatus]:
     newest: dict[str, Incident] = {}
     for record in records:
@@ -184,7 +204,7 @@ def open_incidents(records: Sequence[Record]) -> list[IncidentStatus]:
             incident = Incident.model_validate_json(record.value or b"")
         except ValidationError:
             continue
-        newest[incident.id] = incident
+        newest[incident.id] = folded(newest.get(incident.id), incident)
     return [_open(incident) for incident in newest.values() if not incident.resolved]
 
 
@@ -310,7 +330,13 @@ def text(status: Status) -> str:
         parts.append(table(["open incident", "policy", "state", "since", "reason"], rows))
     else:
         parts.append("no open incident")
-    return "\n\n".join([f"pipeline {status.pipeline}", *parts])
+    return "\n\n".join([f"pipeline {status.pipeline}{_held(status.hold)}", *parts])
+
+
+def _held(hold: HoldStatus | None) -> str:
+    if hold is None:
+        return ""
+    return f"\n\nHELD by {hold.by} since {_when(hold.since)}: {hold.reason}\nNo verdict of a supervisor counts until `riverkeeper release`."
 
 
 def _load(load: LoadStatus) -> str:

@@ -7,8 +7,8 @@ no news. What is off by more than ever, or by much over a whole season, is.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
+import msgspec
 from msgspec.structs import replace
 
 from ...topics.messages import Moments, Vitals
@@ -25,7 +25,7 @@ LEAST_BLOCKS = 50  # of history behind what is said of a season
 FADING = 0.05  # of a block, in the usual standard deviation
 
 
-class Residuals(NamedTuple):
+class Residuals(msgspec.Struct, frozen=True, array_like=True, gc=False):
     sd: float = 0.0  # the usual one of single residuals
     unit: float = 0.0  # the bias that is allowed
     trail: Trail = Trail()
@@ -46,7 +46,7 @@ class Memories(Memory, frozen=True):
     parts: dict[str, Residuals] = {}
 
     def renewed(self, since_ms: int) -> Memory:
-        kept = {n: r._replace(trail=r.trail.renewed()) for n, r in self.parts.items()}
+        kept = {n: replace(r, trail=r.trail.renewed()) for n, r in self.parts.items()}
         return Memories(since_ms=since_ms, parts=kept)
 
 

@@ -67,7 +67,18 @@ def _part(vitals: Vitals, share: float) -> Vitals:
     """A record of which the rest was counted before. What was sampled says nothing of a part."""
     counted = ("asked", "warming", "served", "out_of_bounds", "raised", "learned", "labelled")
     summed = ("error", "baseline_error", "seconds")
-    sampled = ("answers", "sketch", "errors", "baselines", "residuals", "golden", "slices", "products")
+    sampled = (
+        "answers",
+        "sketch",
+        "errors",
+        "baselines",
+        "residuals",
+        "golden",
+        "slices",
+        "products",
+        "against",
+        "against_error",
+    )
     fresh = Vitals(agent=vitals.agent, replica="", model="", from_ms=0, to_ms=0)
     return vitals.model_copy(
         update={

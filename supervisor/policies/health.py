@@ -17,7 +17,7 @@ MAX_ENTRIES = 96  # of a window: neighbours hold a grain together, so that 64 do
 WORST = 1e300  # stands for an error that is not finite: JSON and sums can carry it
 
 
-class Answers(NamedTuple):
+class Answers(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Answers of one version in one stretch of time; `bad` are out of bounds, not finite or raised."""
 
     from_ms: int
@@ -31,7 +31,7 @@ class Answers(NamedTuple):
         return Answers(first, last, later.version, self.size + later.size, self.bad + later.bad)
 
 
-class Examples(NamedTuple):
+class Examples(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Labelled examples in one stretch of time; both errors are sums over the same examples."""
 
     from_ms: int

@@ -7,8 +7,8 @@ once a whole season is known; twice, or half, of what was is news for other poli
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
+import msgspec
 from msgspec.structs import replace
 
 from ...topics.messages import Vitals
@@ -29,7 +29,7 @@ LUCK = 3.0  # standard deviations of a Poisson count
 COUNTED = ("facts", "outcomes")
 
 
-class Hour(NamedTuple):
+class Hour(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """The hour at hand, as a number since 1970, and what came in it."""
 
     number: int = 0
@@ -38,7 +38,7 @@ class Hour(NamedTuple):
     whole: bool = False  # seen from its beginning
 
 
-class Series(NamedTuple):
+class Series(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Counts per hour of the day, of the last days, newest first."""
 
     days: tuple[tuple[float, ...], ...] = ((),) * HOURS
@@ -51,15 +51,15 @@ class Series(NamedTuple):
         number = max(self.hour.number, at_ms // HOUR_MS)
         known = self if number == self.hour.number else self._closed(number)
         hour = known.hour
-        hour = hour._replace(came=hour.came + count, until_ms=max(hour.until_ms, at_ms))
-        return known._replace(hour=hour)._judged(limits)
+        hour = replace(hour, came=hour.came + count, until_ms=max(hour.until_ms, at_ms))
+        return replace(known, hour=hour)._judged(limits)
 
     def _closed(self, number: int) -> Series:
         days, last = self.days, self.hour
         if last.whole:
             slot = last.number % HOURS
             days = (*days[:slot], (last.came, *days[slot])[:DAYS], *days[slot + 1 :])
-        return self._replace(days=days, hour=Hour(number, whole=last.number == number - 1))
+        return replace(self, days=days, hour=Hour(number, whole=last.number == number - 1))
 
     def _judged(self, limits: Limits) -> Series:
         hour = self.hour
@@ -73,8 +73,8 @@ class Series(NamedTuple):
         if ratio is None:
             # An hour that has just begun tells nothing yet: what was odd before it stays so.
             young = hour.until_ms % HOUR_MS * min(past) < limits.min_expected * HOUR_MS
-            return self if self.odd_ms and young else self._replace(odd_ms=0, odd=0.0)
-        return self._replace(odd_ms=self.odd_ms or hour.number * HOUR_MS, odd=ratio)
+            return self if self.odd_ms and young else replace(self, odd_ms=0, odd=0.0)
+        return replace(self, odd_ms=self.odd_ms or hour.number * HOUR_MS, odd=ratio)
 
     def _quiet(self, past: tuple[float, ...], limits: Limits) -> float | None:
         """What came, of the least that was to be expected, if that cannot be chance: Chernoff's bound for the

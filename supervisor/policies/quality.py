@@ -7,8 +7,8 @@ better than that, stays and is reported.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
+import msgspec
 from msgspec.structs import replace
 
 from ...topics.messages import Moments, Vitals
@@ -23,7 +23,7 @@ MAX_SLICES = 16  # judged by themselves, those that came first
 SLICE_SHIFT = 0.25  # of a standard deviation of the difference that a slice may be worse by
 
 
-class Difference(NamedTuple):
+class Difference(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Of paired errors: the open block, a usual standard deviation, and the evidence that it is above 0."""
 
     part: Block = Block()
@@ -35,7 +35,7 @@ class Difference(NamedTuple):
         part = self.part.plus(new)
         seen = self.seen + new.size
         if part.size < BLOCK / 2:
-            return self._replace(part=part, seen=seen)
+            return replace(self, part=part, seen=seen)
         sd = math.sqrt(part.variance)
         usual = max(sd, self.sd / 2)  # a block of chance equals is no certainty
         score = part.mean / usual - shift if usual else math.copysign(WORST, part.mean) if part.mean else 0.0
@@ -49,6 +49,8 @@ class Memories(Memory, frozen=True):
     paired: Difference = Difference()
     own: Trail = Trail()
     slices: dict[str, Difference] = {}
+    served: Block = Block()  # own error minus that of what another model served, since the verdict in force
+    served_error: float = 0.0  # sum of the latter
 
     def renewed(self, since_ms: int) -> Memory:
         return Memories(since_ms=since_ms, own=self.own.renewed())
@@ -88,6 +90,8 @@ def _seen(known: Memories, vitals: Vitals, limits: Limits) -> Memories:
         paired=known.paired.after(_difference(vitals, limits.margin), limits),
         own=known.own.after(_block(vitals, vitals.errors), OWN, limits.season_ms, limits.log_odds),
         slices=slices,
+        served=known.served.plus(_block(vitals, vitals.against)) if vitals.against.count else known.served,
+        served_error=known.served_error + vitals.against_error,
     )
 
 

@@ -13,6 +13,9 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
+import msgspec
+from msgspec.structs import replace
+
 BETS = (0.5, 1.0, 2.0)  # standard deviations of a block: slow, middling and abrupt changes
 LOG_BETS = math.log(len(BETS))
 CLIP = 5.0  # of a block's score: no single block, however odd, is an alarm (its evidence is 8 of 13.8)
@@ -26,7 +29,7 @@ MIN_HISTORY = 12  # blocks of history before anything is held against it
 HELD = 6  # blocks kept out of the history: what has just begun to go wrong must not become the rule
 
 
-class Evidence(NamedTuple):
+class Evidence(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Per bet: log(1 + odds) against the null hypothesis; and Page's sum, which is 0 where all looked well last,
     and where that was: the likeliest time of the change."""
 
@@ -56,7 +59,7 @@ def _log1p_exp(x: float) -> float:
     return x + math.log1p(math.exp(-x)) if x > 0 else math.log1p(math.exp(x))
 
 
-class Block(NamedTuple):
+class Block(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Values of one stretch of time: number, sum, sum of squares."""
 
     from_ms: int = 0
@@ -96,7 +99,7 @@ class Floor(NamedTuple):
     relative: bool = False
 
 
-class Trail(NamedTuple):
+class Trail(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A value's own history, and the evidence that it has left it upwards or downwards.
 
     The history is of blocks as long as a thousandth of the season; the test is of blocks as short as `BLOCK`
@@ -117,7 +120,7 @@ class Trail(NamedTuple):
 
     def renewed(self) -> Trail:
         """The history without the accusations."""
-        return self._replace(part=Block(), up=Evidence(), down=Evidence())
+        return replace(self, part=Block(), up=Evidence(), down=Evidence())
 
     def after(
         self,
@@ -145,7 +148,7 @@ class Trail(NamedTuple):
                 z = (part.mean - self.mean) / error if error else 0.0
                 update["up"] = self.up.after(z - SLACK, part.from_ms, log_odds)
                 update["down"] = self.down.after(-z - SLACK, part.from_ms, log_odds)
-        return self._replace(**update)._learned(new, floor, season_ms, size)
+        return replace(self, **update)._learned(new, floor, season_ms, size)
 
     def _of_share(self, floor: Floor) -> float:
         usual = min(max(self.mean, floor.mature), 1 - floor.mature)
@@ -162,9 +165,9 @@ class Trail(NamedTuple):
     def _learned(self, new: Block, floor: Floor, season_ms: int, size: float) -> Trail:
         grain = self.grain.plus(new)
         if grain.size < size or grain.to_ms - grain.from_ms < season_ms // GRAINS:
-            return self._replace(grain=grain)
+            return replace(self, grain=grain)
         held = (grain.mean, *self.held)
-        known = self._replace(grain=Block(), held=held[:HELD])
+        known = replace(self, grain=Block(), held=held[:HELD])
         return known if len(held) <= HELD else known._remembered(held[HELD], floor, grain.to_ms, season_ms)
 
     def _remembered(self, value: float, floor: Floor, now_ms: int, season_ms: int) -> Trail:
@@ -176,4 +179,4 @@ class Trail(NamedTuple):
         step = value - self.mean
         mean = self.mean + step / (blocks + 1)
         spread = self.spread * kept + step * (value - mean)
-        return self._replace(blocks=blocks + 1, mean=mean, spread=spread)
+        return replace(self, blocks=blocks + 1, mean=mean, spread=spread)

@@ -7,8 +7,9 @@ histogram changes with every hour by itself; what counts is an index that leaves
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
+import msgspec
 from msgspec.structs import replace
 
 from ...models.sketch import psi
@@ -27,7 +28,7 @@ MAX_COLUMNS = 32  # judged, those that came first
 MAX_BINS = 48  # of the long-run histogram; the rarest go
 
 
-class Part(NamedTuple):
+class Part(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """Values that are fewer than what is compared at a time."""
 
     size: int = 0
@@ -40,7 +41,7 @@ class Part(NamedTuple):
         return Part(self.size + new.count, bins)
 
 
-class Column(NamedTuple):
+class Column(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """One column: its long-run histogram, and how the index and the nulls went."""
 
     usual: dict[str, float] = {}  # never changed in place
@@ -51,7 +52,7 @@ class Column(NamedTuple):
     nulls: Trail = Trail()
 
     def renewed(self) -> Column:
-        return self._replace(moved=self.moved.renewed(), nulls=self.nulls.renewed())
+        return replace(self, moved=self.moved.renewed(), nulls=self.nulls.renewed())
 
     def after(self, new: Sketch, from_ms: int, to_ms: int, limits: Limits) -> Column:
         if not new.count:
@@ -72,7 +73,7 @@ class Column(NamedTuple):
                 update["moved"] = self.moved.after(one, INDEX, limits.season_ms, limits.log_odds, size=1)
             if not self.usual or to_ms - self.learned_ms >= limits.season_ms // GRAINS:
                 update |= {"usual": _mixed(self.usual, part), "learned_ms": to_ms}
-        return self._replace(**update)
+        return replace(self, **update)
 
     def shifted(self, limits: Limits) -> tuple[int, float] | None:
         """Since when (ms), and by what index."""

@@ -72,6 +72,18 @@ def test_a_verdict_that_follows_another_is_ignored() -> None:
     assert ignored.disobeyed(said(0), 60_000, 0) == ""
 
 
+def test_a_supervisors_verdict_behind_a_hold_is_ignored() -> None:
+    read = Verdicts(PIPELINE, WITHIN)
+    hold = Verdict(
+        model="", state=State.QUARANTINED, follows=-1, policy="operator", reason="", by="kim", at_ms=1_000
+    )
+    out = hold.model_copy(update={"model": "line", "by": "supervisor"})
+    for offset, each in enumerate((hold, out)):
+        record = Rec("gauges.verdicts", 0, offset, 1_000, b"line", each.encode(), ())
+        read.read(record, Notebook("gauges"))
+    assert read.disobeyed(said(1), 60_000, 0) == ""
+
+
 def test_readmitted() -> None:
     known = verdicts(OUT, (20_000, State.LIVE, 1, 0))
     assert known.disobeyed(said(1), 20_001, 1) == ""

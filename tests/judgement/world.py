@@ -216,6 +216,7 @@ class World:
             judgement_of(self.pipeline),
             clock=lambda: int(self.clock.ms),
             policies=policies_of(self.pipeline),
+            canary=self.pipeline.canary,
         )
         made._healths = Healths(self.table)
         made._writer = Writer(self)  # type: ignore[assignment]
@@ -276,6 +277,7 @@ class World:
         for student in other.students.values():
             other._begin(student)
         other.join._matcher = copy.deepcopy(self.join._matcher)
+        other.join._packing = self.join._packing  # by which what waits is unpacked
         other.serve_with(other.pipeline)
         other._run(self.supervisor._healths.keep())
         self._unkept.clear()

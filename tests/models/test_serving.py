@@ -233,3 +233,48 @@ def test_moments_merge_as_if_taken_together() -> None:
     a, b = [1.0, -2.0, 3.5], [10.0, 0.0]
     assert merged(moments(a), moments(b)) == moments(a + b)
     assert merged(moments([]), moments(b)) == moments(b) == merged(moments(b), moments([]))
+
+
+# A canary.
+
+
+def on_trial(p: Pipeline, share: float, state: State = State.CANARY) -> View:
+    seen = view(p, version("main", 1.0), version("other", 2.0), version("fall", 3.0))
+    verdict = Verdict(model="other", state=state, follows=-1, share=share, policy="t", reason="t", at_ms=0)
+    return View(seen.routing.obey(0, verdict), seen.versions, lease=True)
+
+
+KEYS = [f"zone{i}" for i in range(400)]
+
+
+def by_key(share: float, state: State = State.CANARY) -> dict[str, str]:
+    p = pipeline()
+    rows: list[Features | FeatureFailure] = [{"x": 1.0} for _ in KEYS]
+    ids = [f"id{i}" for i in range(len(KEYS))]
+    answers = answer(p, on_trial(p, share, state), ids, rows, lambda: 0.0, keys=KEYS)
+    return {key: said.model for key, said in zip(KEYS, answers.served, strict=True)}
+
+
+def test_a_canary_has_its_share_of_the_keys_and_keeps_them_as_it_grows() -> None:
+    small, large = by_key(0.2), by_key(0.5)
+    had = {key for key, model in small.items() if model == "other"}
+    assert 0.15 < len(had) / len(KEYS) < 0.25
+    assert had < {key for key, model in large.items() if model == "other"}
+    assert set(large.values()) == {"main", "other"}
+
+
+def test_a_promoted_canary_has_all_and_the_one_before_stands_by_in_shadow() -> None:
+    p = pipeline()
+    seen = on_trial(p, 1.0, State.LIVE)
+    answers = answer(p, seen, ["a"], [{"x": 1.0}], lambda: 0.0, keys=["k"])
+    assert answers.served[0].model == "other"
+    assert [shadow.model for shadow in answers.shadows] == ["main"]
+
+
+def test_a_canary_that_is_taken_out_gives_its_keys_back_at_once() -> None:
+    assert set(by_key(0.5, State.QUARANTINED).values()) == {"main"}
+    assert set(by_key(0.5, State.SHADOW).values()) == {"main"}
+
+
+def test_without_a_canary_keys_decide_nothing() -> None:
+    assert set(by_key(0.0).values()) == {"main"}

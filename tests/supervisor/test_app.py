@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import pytest
 
+from riverkeeper.models.features import PipelineError
+from riverkeeper.operate import hold
 from riverkeeper.supervisor.app import KEEP_S, Overruled, Supervisor, issue, topics_needed
 from riverkeeper.supervisor.healths import Healths
 from riverkeeper.supervisor.policies import Health, Limits
@@ -334,3 +336,32 @@ async def test_a_stopped_partition_is_an_incident_until_it_goes_on(world: World)
         assert "no longer holds" in incident.timeline[0].reason
         complaining.cancel()
         await until(lambda: only(supervisor).resolved)
+
+
+async def test_held_it_raises_alarms_and_decides_nothing(world: World) -> None:
+    """Not even a supervisor's verdict that is written behind the hold comes into force."""
+    name = world.pipeline.name
+    async with running(world) as supervisor:
+        await hold(world.connection, name, "moving brokers", by="kim")
+        await until(lambda: supervisor.routing.hold is not None)
+        await world.score(line=0, version=1, bad=90)
+        await until(lambda: {"hold", "bounds"} <= open_policies(supervisor))
+        unaware = Verdict(
+            model="eager", state=State.QUARANTINED, follows=-1, line=1, policy="bounds", reason="", at_ms=1
+        )
+        await world.write("verdicts", "eager", unaware.encode())
+        await until(lambda: supervisor.routing.ignored == 1)
+        assert state(supervisor) is State.LIVE
+        with pytest.raises(PipelineError, match=f"{name} is held by kim already: moving brokers"):
+            await hold(world.connection, name, "me, too", by="lee")
+
+        await hold(world.connection, name, "moved", by="kim", held=False)
+        await until(lambda: state(supervisor) is State.QUARANTINED)
+        await until(lambda: not open_policies(supervisor) - {"bounds"})
+        assert supervisor.routing.ignored == 1
+        with pytest.raises(PipelineError, match="is not held"):
+            await hold(world.connection, name, "again", by="kim", held=False)
+
+
+def open_policies(supervisor: Supervisor) -> set[str]:
+    return {i.policy for i in supervisor.incidents.values() if not i.resolved}

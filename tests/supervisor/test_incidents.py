@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
-from riverkeeper.supervisor.incidents import MAX_STEPS, Episodes, alarms, obey, told
+from riverkeeper.supervisor.incidents import (
+    ACKNOWLEDGED,
+    MAX_STEPS,
+    Episodes,
+    Stage,
+    acknowledged,
+    alarms,
+    folded,
+    obey,
+    stage,
+    told,
+)
 from riverkeeper.supervisor.lifecycle import KnownVersion
 from riverkeeper.supervisor.policies import BOUNDS, STALENESS, Finding
 from riverkeeper.topics.messages import Incident, State, Verdict
@@ -126,3 +137,43 @@ def test_an_alarm_opens_once_and_resolves() -> None:
 def test_alarms_leave_episodes_alone() -> None:
     (episode,) = tell(FALL).values()
     assert alarms({"m-0": episode.incident}, "m", [], 20) == []
+
+
+# --- how far it has come ---
+
+
+def told_by(*verdicts: Verdict) -> Incident:
+    (episode,) = tell(*verdicts).values()
+    return told(episode, {})
+
+
+def test_the_stages_of_an_episode() -> None:
+    assert stage(told_by(FALL)) is Stage.MITIGATED
+    assert stage(told_by(FALL, TRY)) is Stage.MITIGATED, "in probation it has no traffic yet"
+    assert stage(told_by(FALL, TRY, BACK)) is Stage.RESOLVED
+
+
+def test_the_stages_of_an_alarm() -> None:
+    (alarm,) = alarms({}, "m", [Finding(STALENESS, "silent", 5)], 10)
+    assert stage(alarm) is Stage.OPEN
+    seen = acknowledged(alarm, "kim", "on it", 20)
+    assert stage(seen) is Stage.ACKNOWLEDGED
+    assert seen.timeline[-1].reason == "kim: on it"
+    (over,) = alarms({alarm.id: seen}, "m", [], 30)
+    assert stage(over) is Stage.RESOLVED and ACKNOWLEDGED in states(over)
+
+
+def test_what_was_acknowledged_stays_so_whoever_writes_next() -> None:
+    before = told_by(FALL)
+    seen = acknowledged(before, "kim", "", 15)
+    after = folded(seen, told_by(FALL, TRY))  # by a supervisor that had not read it
+    assert states(after) == ["detected", "quarantined", ACKNOWLEDGED, "probation"]
+    assert folded(after, seen).timeline == seen.timeline
+    assert folded(None, before) == before
+
+
+def test_what_is_resolved_is_not_opened_by_a_late_acknowledgement() -> None:
+    over = told_by(FALL, TRY, BACK)
+    late = acknowledged(told_by(FALL), "kim", "", 40)
+    after = folded(over, late)
+    assert after.resolved and states(after) == [*states(over), ACKNOWLEDGED]

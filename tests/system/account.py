@@ -165,7 +165,8 @@ def _admissible(pipeline: Pipeline, prediction: Prediction) -> None:
     assert isinstance(value, float)
     assert math.isfinite(value) and bounds.low <= value <= bounds.high, prediction
     assert prediction.fingerprint == pipeline.fingerprint
-    assert prediction.asked in pipeline.shares
+    trial = {pipeline.canary.model} if pipeline.canary is not None else set()
+    assert prediction.asked in {*pipeline.shares, *trial}
     if prediction.source is Source.MODEL:
         assert prediction.reason == "" and prediction.version > 0, prediction
         assert prediction.model == prediction.asked, prediction

@@ -13,7 +13,7 @@ from typing import Any
 from river import base, dummy, linear_model, multiclass, stats
 from river.preprocessing import StandardScaler
 
-from riverkeeper import Bounds, Fact, Label, Model, Objectives, Pipeline, Publish, Shed, feature, fold
+from riverkeeper import Bounds, Canary, Fact, Label, Model, Objectives, Pipeline, Publish, Shed, feature, fold
 from riverkeeper.demos.flights import flights as demo
 
 
@@ -124,6 +124,28 @@ def levels(name: str) -> Pipeline:
         serve="runaway",
         fallback="identity",
         partitions=2,
+    )
+
+
+class Rough(Identity):
+    """Five levels off what `Identity` says."""
+
+    def predict_one(self, x: dict[Hashable, Any]) -> float:
+        return super().predict_one(x) + 5.0
+
+
+def trial(name: str) -> Pipeline:
+    """A rough model serves, and a finer one is on trial."""
+    models = {
+        model: Model(each, features=("level",)) for model, each in (("rough", Rough), ("fine", Identity))
+    }
+    return gauges(
+        name,
+        features=["level"],
+        models={**models, "mean": _mean},
+        serve="rough",
+        partitions=2,
+        canary=Canary("fine", steps=(0.3, 0.6), examples=60),
     )
 
 
@@ -340,6 +362,7 @@ KINDS: Mapping[str, Callable[[str], Pipeline]] = {
     "moody": moody,
     "punctual": punctual,
     "roomy": roomy,
+    "trial": trial,
     "flights": flights,
     "gauges": gauges,
     "levels": levels,

@@ -8,13 +8,13 @@ from pydantic import ValidationError
 
 from ..models.pipeline import CONSTANT, Pipeline
 from ..topics.log import Record
-from ..topics.messages import Prediction, Source, Span, State, Verdict
+from ..topics.messages import SUPERVISOR, Prediction, Source, Span, State, Verdict
 from .report import Notebook, Place, Topic
 
 # A lease lasts a second at most. As much again is for answering a batch and for its way to the broker.
 OBEYED_WITHIN_MS = 2_000
-ASKED = frozenset({State.LIVE, State.SHADOW, State.PROBATION})
-SERVING = frozenset({State.LIVE})
+SERVING = frozenset({State.LIVE, State.CANARY})
+ASKED = SERVING | {State.SHADOW, State.PROBATION}
 
 
 class Ruling(NamedTuple):
@@ -28,10 +28,12 @@ class Ruling(NamedTuple):
 
 
 class Verdicts:
-    """Every model's rulings in order; a verdict that follows another than the last one counts for nothing."""
+    """Every model's rulings in order; a verdict that follows another than the last one counts for nothing, nor
+    does a supervisor's while an operator holds it."""
 
     def __init__(self, pipeline: Pipeline, within_ms: int = OBEYED_WITHIN_MS) -> None:
         self._within = within_ms
+        self._held = False
         self._rulings = {model: [Ruling(-1, 0, None, 0)] for model in pipeline.models}
 
     def read(self, record: Record, notes: Notebook) -> None:
@@ -42,7 +44,12 @@ class Verdicts:
             place = Place(Topic.VERDICTS, record.partition, record.offset)
             notes.find("altered", place, "is no verdict")
             return
+        automatic = verdict.by == SUPERVISOR
+        if not verdict.model and not automatic:
+            self._held = verdict.state is State.QUARANTINED
         rulings = self._rulings.get(verdict.model)
+        if self._held and automatic:
+            return
         if rulings is not None and verdict.follows == rulings[-1].offset:
             ruling = Ruling(record.offset, record.timestamp, verdict.state, verdict.line, verdict.skip)
             rulings.append(ruling)
