@@ -621,7 +621,8 @@ def load(ref: str) -> Pipeline:
         attribute, pipelines, f"; its pipelines are {', '.join(pipelines)}" if pipelines else ""
     )
     if attribute not in found:
-        raise PipelineError(f"{ref}: the module has no {attribute!r}{hint}")
+        module_name = ref.partition(":")[0]
+        raise PipelineError(f"module {module_name!r} has no {attribute!r}{hint}")
     pipeline = found[attribute]
     if not isinstance(pipeline, Pipeline):
         raise PipelineError(f"{ref} is a {type(pipeline).__name__}, not a Pipeline{hint}")

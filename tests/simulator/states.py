@@ -115,7 +115,10 @@ class States:
                 f"{predictions}, {positions}: {key!r} stands in the store, and no outcome of it before"
             )
         for known in labelled:
-            _, _, joined = msgspec.json.decode(table[b"o/" + (known or b"")])
+            name = b"o/" + (known or b"")
+            if name not in table:
+                raise Wrong(f"{outcomes} below {positions[outcomes]} has {name!r}, the store does not")
+            _, _, joined = msgspec.json.decode(table[name])
             if joined != (known in predicted):
                 raise Wrong(f"{predictions}, {positions}: {known!r} joined={joined}")
 

@@ -190,5 +190,5 @@ flights = Pipeline(
     constant=0.0,
     partitions=4,
     publish=Publish(every_examples=250, every=timedelta(seconds=5), budget=0.1),
-    objectives=Objectives(margin=0.4, min_examples=500),
+    objectives=Objectives(margin=0.05, min_examples=500),
 )
