@@ -123,9 +123,8 @@ async def stop_consumer(consumer: AIOKafkaConsumer) -> None:
     stopping = asyncio.ensure_future(consumer.stop())
     try:
         while not (await asyncio.wait([stopping], timeout=STOP_LOOK_SECONDS))[0]:
-            fetcher = getattr(consumer, "_fetcher", None)
-            if fetcher is not None:
-                fetcher._fetch_task.cancel()
+            if consumer._fetcher is not None:
+                consumer._fetcher._fetch_task.cancel()
         if stopping.cancelled():
             await _left_open(consumer)
         else:

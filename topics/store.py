@@ -185,7 +185,8 @@ class Inspector:
 
     async def read_all(self, tp: TopicPartition, last: int | None = None) -> list[Record]:
         """Every committed record of the partition as of now, or of its `last` offsets."""
-        return [record async for records in self._batches(tp, last) for record in records]
+        begin = None if last is None else (await self.range(tp))[1] - last
+        return [record async for records in self.batches(tp, begin) for record in records]
 
     async def read_table(self, tp: TopicPartition, held: Held = lambda _, value: value) -> dict[bytes, bytes]:
         """The table that the committed records of a compacted partition stand for, as of now.
@@ -193,17 +194,9 @@ class Inspector:
         `held` says what of a key's value is to be held, so that a table needs no more memory than its reader.
         """
         table: dict[bytes, bytes] = {}
-        async for records in self._batches(tp):
+        async for records in self.batches(tp):
             fold(table, records, held)
         return table
-
-    async def _batches(
-        self, tp: TopicPartition, last: int | None = None
-    ) -> AsyncGenerator[Sequence[Record], None]:
-        begin, end = await self.range(tp)
-        async with aclosing(self.batches(tp, None if last is None else max(begin, end - last))) as batches:
-            async for records in batches:
-                yield records
 
     async def offset_at(self, tp: TopicPartition, at_ms: int) -> int:
         """Of the first record appended then or later; the partition's end if there is none."""
@@ -231,7 +224,7 @@ class Inspector:
     async def has_effect(self, tp: TopicPartition, sources: Collection[TopicPartition]) -> bool:
         """Whether any committed record of the partition names one of these as its cause."""
         named = {place(source).encode() for source in sources}
-        async with aclosing(self._batches(tp)) as batches:
+        async with aclosing(self.batches(tp)) as batches:
             async for records in batches:
                 for record in records:
                     if (origin_header(record) or b"").rsplit(b"/", 2)[0] in named:

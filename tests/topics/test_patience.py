@@ -78,7 +78,7 @@ async def test_a_leader_that_goes_in_the_middle_of_a_read(leaderless: Broker) ->
     await fill(leaderless, name, [b"0"])
     await fill(leaderless, name, [b"1"])
     async with Inspector(connection(leaderless)) as inspector:
-        batches = inspector._batches(TopicPartition(name, 0))
+        batches = inspector.batches(TopicPartition(name, 0))
         assert [r.value for r in await anext(batches)] == [
             b"0"
         ]  # the embedded broker gives one batch at a time
