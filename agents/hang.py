@@ -18,7 +18,7 @@ import structlog
 
 from ..models.fastpath import Scorer
 from ..models.features import COMPILED
-from ..models.student import Student
+from ..models.student import contained
 
 log = structlog.get_logger(__name__)
 
@@ -27,7 +27,7 @@ log = structlog.get_logger(__name__)
 LOOK_SECONDS = 1.0
 
 # Where the user's code is called, and what it raises is contained.
-_CALLERS = frozenset({Scorer._one.__code__, Student._contained.__code__})
+_CALLERS = frozenset({Scorer._one.__code__, contained.__code__})
 
 
 class Hung(Exception):

@@ -15,21 +15,12 @@ from datetime import timedelta
 import msgspec
 import structlog
 from aiokafka import TopicPartition
-from pydantic import ValidationError
 
 from ..models.student import Numbered, Student, start_line
 from ..models.unpickle import AllowList
-from ..models.version import (
-    MAX_HELD_BYTES,
-    MAX_MANIFESTS,
-    Assembler,
-    BadVersion,
-    ManifestKey,
-    parse_key,
-    verify,
-)
+from ..models.version import LIBRARY_BYTES, MAX_MANIFESTS, Assembler, BadVersion, signed
 from ..topics.log import Out, Record
-from ..topics.messages import UNREADABLE, Example, Manifest, State, Vitals
+from ..topics.messages import UNREADABLE, Example, State, Vitals
 from ..topics.partition import partition as partition_of
 from ..topics.store import Inspector
 from .agent import Agent, Batch, Entry, Runtime, Table, Work
@@ -41,7 +32,6 @@ log = structlog.get_logger(__name__)
 SLICE = 200  # examples one model learns before other work of the process gets its turn; some 10 ms
 SHARE_BEHIND = 0.1  # of its time that learning takes while score is behind: it never stands still
 MAX_REST = 5.0  # seconds from one batch to the next then; a version is due every ten seconds or so
-LIBRARY_BYTES = 4 * MAX_HELD_BYTES  # versions read at once to restore one: what the log keeps of all models
 
 
 class LearnWork(Work):
@@ -220,21 +210,11 @@ class Learn(Agent):
         library = Assembler(keep=MAX_MANIFESTS, max_bytes=LIBRARY_BYTES)  # the log itself says what is kept
         for key, value in table.items():
             try:
-                self._check_signature(key, value)
+                signed(key, value, self.runtime.signing_key)
                 library.feed(key, value)
             except BadVersion as error:
                 log.error("unreadable version", key=key, error=str(error))
         return library
-
-    def _check_signature(self, key: bytes, value: bytes) -> None:
-        """Raises BadVersion for a version that is not ours: its bytes are not even opened."""
-        if not isinstance(parse_key(key), ManifestKey):
-            return
-        try:
-            manifest = Manifest.model_validate_json(value)
-        except ValidationError as error:
-            raise BadVersion(f"not a manifest: {error.errors()[0]['msg']}") from None
-        verify(manifest, self.runtime.signing_key)
 
     async def beginnings(self, inspector: Inspector) -> dict[int, int]:
         topic = self.pipeline.topic("examples")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-HASHES = 2**32  # of a CRC-32
+from . import share
+
 MIN_EXAMPLES = 50  # below, no interval holds: it is asymptotic
 
 
@@ -37,5 +37,5 @@ class Canary:
 
 
 def point(key: str) -> float:
-    """Where a key stands between 0 and 1, for ever: a share that grows keeps the keys it has."""
-    return zlib.crc32(b"canary/" + key.encode()) / HASHES
+    """Where a key stands between 0 and 1: a share that grows keeps the keys it has."""
+    return share.point(b"canary/" + key.encode())

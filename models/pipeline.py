@@ -15,7 +15,6 @@ import math
 import pickle
 import re
 import sys
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -30,6 +29,7 @@ from .canary import Canary
 from .features import Declared, Feature, Fold, Graph, PipelineError, did_you_mean, field_types
 from .objectives import Objectives
 from .quality import Task
+from .share import point
 
 Factory: TypeAlias = Callable[[], Any]  # of a River estimator
 Delivery: TypeAlias = Literal["origin", "transactional"]
@@ -38,7 +38,6 @@ Delivery: TypeAlias = Literal["origin", "transactional"]
 LEGAL_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9._-]{0,199}")
 CONSTANT = "constant"  # the name under which the last fallback answers
 SHARES_TOLERANCE = 1e-9
-HASHES = 2**32  # values of crc32
 
 
 @dataclass(frozen=True)
@@ -249,18 +248,18 @@ class Pipeline:
         if len(models) == 1:
             return [models[0]] * len(fact_ids)
         last = len(models) - 1
-        points = (zlib.crc32(fact_id.encode()) / HASHES for fact_id in fact_ids)
+        points = (point(fact_id.encode()) for fact_id in fact_ids)
         # The sum of the shares may fall short of 1 by a rounding error.
-        return [models[min(bisect.bisect_right(self._thresholds, point), last)] for point in points]
+        return [models[min(bisect.bisect_right(self._thresholds, each), last)] for each in points]
 
     def spared(self, fact_id: str) -> bool:
         """Whether models without traffic are asked for this fact even under backlog."""
-        return self.shed is None or zlib.crc32(b"shadow/" + fact_id.encode()) / HASHES < self.shed.shadows
+        return self.shed is None or point(b"shadow/" + fact_id.encode()) < self.shed.shadows
 
     def taught(self, partition: int, offset: int) -> bool:
         """Whether the example there is learned even if learning is behind."""
         stretch = b"%d/%d" % (partition, offset // SHED_STRETCH)
-        return self.shed is None or zlib.crc32(stretch) / HASHES < self.shed.examples
+        return self.shed is None or point(stretch) < self.shed.examples
 
     @property
     def serving(self) -> tuple[str, ...]:
@@ -627,6 +626,11 @@ def load(ref: str) -> Pipeline:
     if not isinstance(pipeline, Pipeline):
         raise PipelineError(f"{ref} is a {type(pipeline).__name__}, not a Pipeline{hint}")
     return pipeline
+
+
+def name_of(ref: str) -> str:
+    """Of the pipeline at "module:attribute", as `load` finds it, or else the name itself."""
+    return load(ref).name if ":" in ref else ref
 
 
 def members(ref: str, what: str, example: str) -> tuple[dict[str, Any], str]:

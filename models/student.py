@@ -10,11 +10,22 @@ from typing import NamedTuple
 import msgspec
 import structlog
 
-from ..topics.messages import Answer, Example, Features, Manifest, Moments, Slice, Source, Span, Vitals
+from ..topics.messages import (
+    Answer,
+    Example,
+    Features,
+    LabelValue,
+    Manifest,
+    Moments,
+    Slice,
+    Source,
+    Span,
+    Vitals,
+)
 from .fastpath import Scorer
 from .pipeline import SHED_STRETCH, Pipeline
 from .profile import MAX_SLICES, slices_of
-from .quality import learn, learn_many, loss, moved, residual
+from .quality import Task, learn, learn_many, loss, moved, residual
 from .routing import Route
 from .sketch import merged, moments
 from .unpickle import AllowList
@@ -156,35 +167,18 @@ class Student:
     def _learn(self, examples: Sequence[Example]) -> None:
         rows = [interned(self._own(example.features)) for example in examples]
         labels = [interned_label(example.label) for example in examples]
-        if self._model.mini_batch and rows:
-            self._contained(learn_many, rows, labels)
-        elif not self._model.mini_batch:
-            for row, label in zip(rows, labels, strict=True):
-                self._contained(learn, row, label)
+        for error in teach(self._pipeline.task, self._model.mini_batch, self.estimator, rows, labels):
+            if not self._seen.raised:  # the first of a window; vitals count them all
+                log.warning("learning failed", model=self.name, error=repr(error))
+            self._seen.raised += 1
         self.learned += len(rows)
         self.since += len(rows)
         self._seen.learned += len(rows)
         fits = (row for row in rows if len(msgspec.json.encode(row)) <= MAX_PROBE_BYTES)
         self._probes += islice(fits, PROBES - len(self._probes))
 
-    def _contained(self, teach: Callable[..., None], features: object, label: object) -> None:
-        """An estimator is the user's code, and Rust below it panics: its failure costs its own model only."""
-        try:
-            teach(self._pipeline.task, self.estimator, features, label)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # noqa: BLE001  see above
-            if not self._seen.raised:  # the first of a window; vitals count them all
-                log.warning("learning failed", model=self.name, error=repr(error))
-            self._seen.raised += 1
-
     def _own(self, features: Features) -> Features:
-        own = self._pipeline.model_features[self.name]
-        return (
-            features
-            if len(own) == len(features)
-            else {name: features[name] for name in own if name in features}
-        )
+        return part(features, self._pipeline.model_features[self.name])
 
     def _examine(self, examples: Sequence[Example]) -> None:
         """Compares what this model answered for each example with what came true, and the baseline.
@@ -329,6 +323,37 @@ class Student:
             slices=seen.told(),
             golden=moments(seen.golden),
         )
+
+
+def teach(
+    task: Task, mini_batch: bool, estimator: object, rows: Sequence[Features], labels: Sequence[LabelValue]
+) -> Iterator[BaseException]:
+    """Has the estimator learn the rows, all at once if in mini-batches; what it raises meanwhile."""
+    if not mini_batch:
+        outcomes = (contained(learn, task, estimator, *each) for each in zip(rows, labels, strict=True))
+        yield from (error for error in outcomes if error is not None)
+    elif rows and (error := contained(learn_many, task, estimator, rows, labels)) is not None:
+        yield error
+
+
+def contained(call: Callable[..., None], *words: object) -> BaseException | None:
+    """An estimator is the user's code, and Rust below it panics: its failure costs its own model only."""
+    try:
+        call(*words)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001  see above
+        return error
+    return None
+
+
+def part(features: Features, names: Sequence[str]) -> Features:
+    """Those of the names that there are; the same object if a model asks for all."""
+    return (
+        features
+        if len(names) == len(features)
+        else {name: features[name] for name in names if name in features}
+    )
 
 
 class _Paired:

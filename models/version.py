@@ -39,6 +39,8 @@ MAX_MANIFEST_BYTES = CHUNK_BYTES
 # bytes of chunks in memory per partition of `models`: four versions of the largest kind, or the last
 # three versions of fifteen forests.
 MAX_HELD_BYTES = 4 * MAX_VERSION_BYTES
+# versions read at once to restore one: what the log keeps of all models of a partition
+LIBRARY_BYTES = 4 * MAX_HELD_BYTES
 # manifests in memory per partition of `models`; at about 10 kB each, 200 MB.
 MAX_MANIFESTS = 20_000
 # versions per model whose bytes are held: the one that serves, the one before, one in between.
@@ -214,6 +216,16 @@ def verify(manifest: Manifest, key: bytes) -> None:
             f"{manifest.model} v{manifest.version}: the signature is not ours;"
             " check that learn and score have the same signing key, and that it was not changed since"
         )
+
+
+def signed(record_key: bytes, value: bytes, key: bytes) -> ManifestKey | ChunkKey:
+    """What a record of `models` is. Raises `BadVersion` for a manifest that is not ours: its bytes are not even
+    opened. A chunk is known by the manifest that names its hash.
+    """
+    parsed = parse_key(record_key)
+    if isinstance(parsed, ManifestKey):
+        verify(_parsed(parsed, value), key)
+    return parsed
 
 
 def check(manifest: Manifest, data: bytes) -> None:

@@ -10,7 +10,7 @@ from aiokafka import TopicPartition
 from pydantic import ValidationError
 
 from .models.features import PipelineError, did_you_mean
-from .models.pipeline import load
+from .models.pipeline import name_of
 from .supervisor.blast import Blast
 from .supervisor.incidents import acknowledged, folded
 from .supervisor.postmortem import listed, markdown, stretch
@@ -26,7 +26,7 @@ MOST = 5_000_000  # predictions read for one report: ten minutes; then it says t
 
 async def read(connection: Connection, pipeline_ref: str) -> dict[str, Incident]:
     """By id, oldest first. Raises TopicMissing, NotAllowed, KafkaError."""
-    topic = f"{_name(pipeline_ref)}.incidents"
+    topic = f"{name_of(pipeline_ref)}.incidents"
     async with Catalog(connection) as catalog:
         await catalog.partition_count(topic)
     async with Inspector(connection) as inspector:
@@ -47,7 +47,7 @@ def rows(incidents: Mapping[str, Incident], *, resolved: bool) -> list[list[str]
 async def show(connection: Connection, pipeline_ref: str, id_: str) -> str:
     """The draft of a post-mortem. Raises PipelineError for an unknown id; see `read` for the rest."""
     incident = _named(await read(connection, pipeline_ref), id_)
-    topic, now = f"{_name(pipeline_ref)}.predictions", _now_ms()
+    topic, now = f"{name_of(pipeline_ref)}.predictions", _now_ms()
     blast = Blast(incident.model, stretch(incident, now))
     count = 0
     async with Catalog(connection) as catalog:
@@ -85,14 +85,10 @@ async def acknowledge(connection: Connection, pipeline_ref: str, id_: str, note:
     writer = Writer(connection)
     await writer.start()
     try:
-        await writer.write([Out(f"{_name(pipeline_ref)}.incidents", 0, told.id.encode(), told.encode())])
+        await writer.write([Out(f"{name_of(pipeline_ref)}.incidents", 0, told.id.encode(), told.encode())])
     finally:
         await writer.stop()
     return told
-
-
-def _name(pipeline_ref: str) -> str:
-    return load(pipeline_ref).name if ":" in pipeline_ref else pipeline_ref
 
 
 def _named(incidents: Mapping[str, Incident], id_: str) -> Incident:

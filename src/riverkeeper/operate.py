@@ -9,7 +9,7 @@ from aiokafka import TopicPartition
 from pydantic import ValidationError
 
 from .models.features import PipelineError, did_you_mean
-from .models.pipeline import load
+from .models.pipeline import load, name_of
 from .models.routing import Routing
 from .supervisor.app import issue, wall_clock
 from .supervisor.lifecycle import OPERATOR
@@ -66,7 +66,7 @@ async def hold(
     It counts from its place in the log on: no verdict that a supervisor writes behind it is obeyed by anybody.
     Raises PipelineError if that changes nothing; TopicMissing, KafkaError.
     """
-    name = load(pipeline_ref).name if ":" in pipeline_ref else pipeline_ref
+    name = name_of(pipeline_ref)
     routing = Routing.declared([], [])
     for offset, verdict in (await _read(connection, name))[1]:
         routing = routing.obey(offset, verdict)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from datetime import UTC, datetime
 
@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from .models.pipeline import Pipeline
 from .models.quality import metric_name
-from .models.routing import Routing
+from .models.routing import Hold, Routing
 from .process import check_topics
 from .supervisor.incidents import folded
 from .topics.catalog import Catalog
@@ -111,7 +111,8 @@ async def read_status(connection: Connection, pipeline: Pipeline) -> Status:
         ]
         vitals = await inspector.read_all(TopicPartition(pipeline.topic("vitals"), 0), LAST_VITALS)
     newest = newest_manifests(versions)
-    models = models_status(pipeline, verdicts, newest)
+    routing = routing_of(pipeline, verdicts)
+    models = models_status(routing, newest)
     learning = [newest[m.model] for m in models if m.model in newest and m.state != State.DESTROYED]
     agents, dead = await _agents(connection, pipeline, learning)
     return Status(
@@ -122,7 +123,7 @@ async def read_status(connection: Connection, pipeline: Pipeline) -> Status:
         load=load_status(vitals),
         models=models,
         incidents=open_incidents(incidents),
-        hold=hold_status(verdicts),
+        hold=None if routing.hold is None else _hold(routing.hold),
     )
 
 
@@ -160,17 +161,15 @@ def newest_manifests(records: Sequence[Record]) -> dict[str, Manifest]:
     return newest
 
 
-def models_status(
-    pipeline: Pipeline, verdicts: Sequence[Record], newest: Mapping[str, Manifest]
-) -> list[ModelStatus]:
-    routing, given = Routing.declared(pipeline.models, pipeline.serving), dict[int, int]()
+def routing_of(pipeline: Pipeline, verdicts: Sequence[Record]) -> Routing:
+    routing = Routing.declared(pipeline.models, pipeline.serving)
     for record in verdicts:
-        try:
-            verdict = Verdict.model_validate_json(record.value or b"")
-        except ValidationError:
-            continue
-        routing = routing.obey(record.offset, verdict)
-        given[record.offset] = verdict.at_ms
+        with suppress(ValidationError):
+            routing = routing.obey(record.offset, Verdict.model_validate_json(record.value or b""))
+    return routing
+
+
+def models_status(routing: Routing, newest: Mapping[str, Manifest]) -> list[ModelStatus]:
     found = []
     for name, route in routing.routes.items():
         manifest = newest.get(name)
@@ -178,7 +177,7 @@ def models_status(
             ModelStatus(
                 model=name,
                 state=route.state.value,
-                since=_time(given.get(route.offset)),
+                since=_time(route.since_ms if route.offset >= 0 else None),
                 version=manifest.version if manifest else 0,
                 learned=manifest.learned if manifest else 0,
                 error=manifest.error if manifest else None,
@@ -188,13 +187,8 @@ def models_status(
     return found
 
 
-def hold_status(verdicts: Sequence[Record]) -> HoldStatus | None:
-    routing = Routing.declared([], [])
-    for record in verdicts:
-        with suppress(ValidationError):
-            routing = routing.obey(record.offset, Verdict.model_validate_json(record.value or b""))
-    hold = routing.hold
-    return None if hold is None else HoldStatus(hold.by, hold.reason, _time(hold.at_ms))
+def _hold(hold: Hold) -> HoldStatus:
+    return HoldStatus(hold.by, hold.reason, _time(hold.at_ms))
 
 
 def open_incidents(records: Sequence[Record]) -> list[IncidentStatus]:
@@ -363,7 +357,12 @@ def _when(at: datetime | None) -> str:
     return "declared" if at is None else f"{at:%Y-%m-%d %H:%M:%S}"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]], figures: Collection[str] = frozenset()) -> str:
+    """Columns side by side; those whose heads are in `figures` stand to the right."""
     widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in (head, *rows)]
+    set_ = [str.rjust if name in figures else str.ljust for name in head]
+    lines = [
+        [place(cell, width) for place, cell, width in zip(set_, row, widths, strict=True)]
+        for row in (head, *rows)
+    ]
     return "\n".join("  ".join(line).rstrip() for line in lines)

@@ -6,28 +6,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from aiokafka import TopicPartition
-from pydantic import ValidationError
 
 from ..models.features import PipelineError, did_you_mean
 from ..models.pipeline import Model, Pipeline, members
 from ..models.unpickle import AllowList, UntrustedVersion
-from ..models.version import (
-    MAX_HELD_BYTES,
-    MAX_MANIFESTS,
-    Assembler,
-    BadVersion,
-    ManifestKey,
-    begin,
-    parse_key,
-    verify,
-)
+from ..models.version import LIBRARY_BYTES, MAX_MANIFESTS, Assembler, BadVersion, begin, signed
 from ..topics.connection import Connection
-from ..topics.messages import Manifest
 from ..topics.partition import partition
 from ..topics.store import Inspector
 from .worlds import Candidate
-
-LIBRARY_BYTES = 4 * MAX_HELD_BYTES  # of one partition of `models` in memory, as learn holds it when it starts
 
 
 def declared(pipeline: Pipeline, name: str) -> Candidate:
@@ -99,14 +86,9 @@ async def stored(
 def _ours(record_key: bytes, value: bytes, name: str, key: bytes) -> bool:
     """Whether it is a part of this model's versions that may be opened: signed with our key, or a chunk."""
     try:
-        parsed = parse_key(record_key)
-        if parsed.model != name:
-            return False
-        if isinstance(parsed, ManifestKey):
-            verify(Manifest.model_validate_json(value), key)
-    except (BadVersion, ValidationError):
+        return signed(record_key, value, key).model == name
+    except BadVersion:
         return False
-    return True
 
 
 def _known(pipeline: Pipeline, name: str) -> Model:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
+from ..status import table
 from .reading import Replay
 from .worlds import Row
 
@@ -16,15 +17,15 @@ SHOWN = ("candidate", "error", "served", "difference", "95 % interval", "compare
 
 def text(found: Replay, metric: str) -> str:
     """The matrix, best first, and what it was made of."""
+    if not found.predictions:
+        return "no predictions in this stretch; see --from and --to, and `riverkeeper status`"
     head = (
         f"{found.predictions:,} predictions and {found.examples:,} examples, "
         f"{_moment(found.began_ms)} to {_moment(found.ended_ms)}; errors are {metric}"
         + (f"; {found.unreadable} unreadable records passed over" if found.unreadable else "")
     )
-    if not found.predictions:
-        return "no predictions in this stretch; see --from and --to, and `riverkeeper status`"
     rows = sorted(found.rows, key=lambda row: (row.difference is None, row.difference))
-    return "\n".join([head, "", *_table([SHOWN, *map(_shown, rows)])])
+    return f"{head}\n\n{table(SHOWN, [_shown(row) for row in rows], SHOWN[1:-1])}"
 
 
 def _shown(row: Row) -> Sequence[str]:
@@ -67,14 +68,6 @@ def matrix(found: Replay) -> str:
         low, high = row.interval or (None, None)
         writer.writerow([*(getattr(row, c) for c in columns), low, high])
     return out.getvalue()
-
-
-def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        first, *figures, notes = row
-        cells = [figure.rjust(width) for figure, width in zip(figures, widths[1:-1], strict=True)]
-        yield "  ".join([first.ljust(widths[0]), *cells, notes]).rstrip()
 
 
 def _number(value: float | None) -> str:

@@ -11,19 +11,18 @@ from __future__ import annotations
 import math
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
 
-from ..models import quality
 from ..models.fastpath import Raised, Scorer
 from ..models.pipeline import Bounds
 from ..models.quality import Task, loss
+from ..models.student import MAX_LOSS, part, teach
 from ..models.version import interned, interned_label
-from ..topics.messages import Answer, Example, Features, Prediction
+from ..topics.messages import Answer, Example, Prediction
 
-MAX_LOSS = 1e100  # sums of what is greater would not stay finite, and JSON has no infinity
 NORMAL_95 = 1.959964  # of the standard normal distribution, two-sided
 MAX_HELD = 1_000_000  # answers that wait for their outcome, over all worlds; some 150 MB
 
@@ -114,7 +113,7 @@ class World:
         if not asked:
             return
         scorer = self._scorer = self._scorer or Scorer(self._task, self._candidate.estimator)
-        rows = [self._own(p.features) for p in asked]
+        rows = [part(p.features, own) for p in asked]
         began = time.perf_counter()
         answers = scorer(rows)
         self._seconds += time.perf_counter() - began
@@ -145,28 +144,13 @@ class World:
     def _learn(self, examples: Sequence[Example]) -> None:
         if not examples:
             return
-        rows = [interned(self._own(example.features)) for example in examples]
+        rows = [interned(part(example.features, self._candidate.features)) for example in examples]
         labels = [interned_label(example.label) for example in examples]
-        if self._candidate.mini_batch:
-            self._contained(quality.learn_many, rows, labels)
-        else:
-            for row, label in zip(rows, labels, strict=True):
-                self._contained(quality.learn, row, label)
+        candidate = self._candidate
+        errors = teach(self._task, candidate.mini_batch, candidate.estimator, rows, labels)
+        self._failed += sum(1 for _ in errors)
         self._learned += len(rows)
         self._scorer = None
-
-    def _contained(self, teach: Callable[..., None], features: object, label: object) -> None:
-        """An estimator is the user's code, and Rust below it panics: its failure costs its own row only."""
-        try:
-            teach(self._task, self._candidate.estimator, features, label)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException:  # noqa: BLE001  see above
-            self._failed += 1
-
-    def _own(self, features: Features) -> Features:
-        own = self._candidate.features
-        return features if len(own) == len(features) else {name: features[name] for name in own}
 
     def row(self) -> Row:
         pairs, count = self._pairs, self._pairs.count
