@@ -6,12 +6,12 @@ import json
 import shlex
 from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
-from statistics import median
 
 import pytest
 
 from tests.brokers.broker import Broker
 from tests.brokers.kafka import KafkaCluster
+from tests.faults.table import KINDS, counts, recovery
 from tests.faults.trial import Run, Trial, trial_of
 
 RUNS = pytest.StashKey[list[Run]]()
@@ -31,7 +31,6 @@ ELSEWHERE = frozenset(
     version[altered-bad_bytes] version[foreign_features-wrong_fingerprint] version[forbidden-does_not_open]
     """.split()
 )
-KINDS = ("lost", "doubled", "out_of_bounds")
 COLUMNS = ("fault", "runs", "failed", "lost", "doubled", "out of bounds", "other", "recovery s", "longest")
 
 
@@ -126,20 +125,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def _row(fault: str, runs: list[Run]) -> list[str]:
-    def found(*kinds: str) -> str:
-        return str(sum(run.findings[kind] for run in runs for kind in kinds))
-
-    seconds = [run.recovery for run in runs if run.recovery is not None]
-    others = {kind for run in runs for kind in run.findings} - set(KINDS)
-    return [
-        fault,
-        str(len(runs)),
-        str(sum(not run.passed for run in runs)),
-        *map(found, KINDS),
-        found(*others),
-        f"{median(seconds):.1f}" if seconds else "",
-        f"{max(seconds):.1f}" if seconds else "",
-    ]
+    told = [_told(run) for run in runs]
+    others = sum(n for run in runs for kind, n in run.findings.items() if kind not in KINDS)
+    return [fault, *counts(told), str(others), *recovery(told)]
 
 
 def _table(rows: list[list[str]]) -> Iterator[str]:

@@ -13,7 +13,7 @@ import argparse
 import json
 import re
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -22,6 +22,8 @@ ROOT = Path(__file__).parents[2]
 RUNS = Path(__file__).with_name("runs.json")
 PAGE = ROOT / "docs/reliability.md"
 BEGIN, END = "<!-- faults -->", "<!-- end of faults -->"
+
+KINDS = ("lost", "doubled", "out_of_bounds")  # of the ledger's findings, those that are never to be
 
 # What a row of the table is called, and the faults that are summed up in it; each belongs to the first that fits.
 GROUPS = {
@@ -83,16 +85,20 @@ def table(runs: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def _row(name: str, runs: list[dict[str, Any]]) -> str:
+    kinds = str(len({run["fault"] for run in runs}))
+    return f"| {name} | " + " | ".join([kinds, *counts(runs), *recovery(runs)]) + " |"
+
+
+def counts(runs: Collection[Mapping[str, Any]]) -> list[str]:
+    """Runs, those that failed, and what was found of each of `KINDS`."""
+    found = [sum(run["findings"].get(kind, 0) for run in runs) for kind in KINDS]
+    return [str(n) for n in (len(runs), sum(not run["passed"] for run in runs), *found)]
+
+
+def recovery(runs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Seconds: the median, and the longest."""
     seconds = [run["recovery_seconds"] for run in runs if run["recovery_seconds"] is not None]
-    figures = [
-        len({run["fault"] for run in runs}),
-        len(runs),
-        sum(not run["passed"] for run in runs),
-        *(sum(run["findings"].get(kind, 0) for run in runs) for kind in ("lost", "doubled", "out_of_bounds")),
-        f"{median(seconds):.1f}" if seconds else "",
-        f"{max(seconds):.1f}" if seconds else "",
-    ]
-    return f"| {name} | " + " | ".join(map(str, figures)) + " |"
+    return [f"{median(seconds):.1f}", f"{max(seconds):.1f}"] if seconds else ["", ""]
 
 
 def page(text: str, runs: list[dict[str, Any]]) -> str:
