@@ -281,7 +281,7 @@ class Supervisor(Service):
     # --- Faust ---
 
     def _build(self, name: str) -> tuple[faust.App, Any]:
-        app = faust.App(
+        app = _App(
             f"{name}.supervisor",
             **self._connection.faust_options(),
             web_enabled=False,
@@ -298,6 +298,7 @@ class Supervisor(Service):
             store="memory://",
         )
         app.transport = _Transport(app.conf.broker_consumer, app)
+        app.on_rebalance_complete.connect(_hold_flow)
         vitals = app.topic(
             f"{name}.vitals", key_serializer="raw", value_type=bytes, value_serializer="raw", partitions=1
         )
@@ -553,6 +554,20 @@ def _key_parts(record: Record) -> list[str]:
     """[model, version] of a manifest, with hash and number of a chunk; a foreign key has no version."""
     parts = (record.key or b"").decode(errors="replace").split("/")
     return parts if len(parts) > 1 else [*parts, ""]
+
+
+class _App(faust.App):
+    def _create_directories(self) -> None:
+        """None: the table is in memory, and the directory that a supervisor runs in may not be written."""
+
+
+async def _hold_flow(app: Any, /, *_: Any, **__: Any) -> None:
+    """Lets nothing through until Faust has sought what is committed, and resumes the flow itself.
+
+    It lets partitions go on before it seeks. What is fetched in between is known as read by the time that
+    the seek has it fetched again, and thrown out of the agent's queue at the resumption: lost.
+    """
+    app.consumer.stop_flow()
 
 
 class _Thread(AIOKafkaConsumerThread):

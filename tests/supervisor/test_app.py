@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import pytest
+from faust.types import TP
 
 from riverkeeper.models.features import PipelineError
 from riverkeeper.operate import hold
-from riverkeeper.supervisor.app import KEEP_S, Overruled, Supervisor, issue, topics_needed
+from riverkeeper.supervisor.app import KEEP_S, Overruled, Supervisor, _Consumer, issue, topics_needed
 from riverkeeper.supervisor.healths import Healths
 from riverkeeper.supervisor.policies import Health, Limits
 from riverkeeper.topics.catalog import Catalog, Replication, TopicSpec, create_embedded
@@ -189,6 +190,27 @@ async def test_a_restart_counts_every_answer_once(world: World, keep_s: float) -
                 await asyncio.sleep(0.1)  # vitals are no burst
             await until(lambda s=supervisor, n=answered: asked(s) >= n)  # type: ignore[misc]
             assert asked(supervisor) == answered
+
+
+async def test_what_is_fetched_while_faust_seeks_is_not_lost(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even if the seek is slow, and the agent too, so that much is in its queue at the end of the seek."""
+    seek = _Consumer.seek_to_committed
+
+    async def slow(self: _Consumer) -> Mapping[TP, int]:
+        await asyncio.sleep(0.1)
+        return await seek(self)
+
+    async with running(world, keep_s=0.0) as first:
+        await world.score(line=0, version=1, asked=1)
+        await until(lambda: asked(first) == 1)
+    monkeypatch.setattr(_Consumer, "seek_to_committed", slow)
+    for _ in range(500):
+        await world.score(line=0, version=1, asked=1)
+    async with running(world, keep_s=0.0) as second:
+        await until(lambda: asked(second) >= 501)
+        assert asked(second) == 501
 
 
 def asked(supervisor: Supervisor) -> int:
