@@ -17,6 +17,7 @@ from bench.harness import Broker, Child, Options, Topic, broker, medians, prepar
 from bench.work import Declared
 from riverkeeper.topics.log import Out
 from riverkeeper.topics.messages import Span, Vitals
+from riverkeeper.topics.vitals import pack
 from tests.judgement.story import warm
 
 MODELS = 100
@@ -89,7 +90,7 @@ async def _feed(on: Broker, name: str, models: list[str], windows: list[list[Vit
     while True:
         now = int(time.time() * 1000)
         outs = _window(windows[n % len(windows)], models, n, now)
-        await write(on, (Out(f"{name}.vitals", 0, v.model.encode(), v.encode()) for v in outs))
+        await write(on, (Out(f"{name}.vitals", 0, key, value) for key, value in pack(outs)))
         due, n = due + 1.0, n + 1
         await asyncio.sleep(max(0.0, due - time.monotonic()))
 

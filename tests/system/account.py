@@ -27,8 +27,8 @@ from riverkeeper.topics.messages import (
     ShadowAnswer,
     Source,
     Span,
-    Vitals,
 )
+from riverkeeper.topics.vitals import unpack
 from tests.system.harness import SIGNING_KEY, Outside, Place, Record, cause, first, place
 
 MAX_FEATURE_BYTES = 800_000  # of one fact: beyond, its prediction may fit no record, and goes without them
@@ -58,10 +58,10 @@ def all_learned(pipeline: Pipeline, log: Outside) -> bool:
     """Whether every model says that it has learned all examples that are there."""
     ends = {r.partition: r.offset + 1 for r in log["examples"]}
     missing = {(model, partition) for model in pipeline.models for partition in ends}
-    for record in reversed(log["vitals"]):
+    told = (each for record in reversed(log["vitals"]) for each in reversed(unpack(record.value or b"")))
+    for vitals in told:
         if not missing:
             return True
-        vitals = Vitals.model_validate_json(record.value or b"")
         if vitals.agent != "learn":
             continue
         for partition, _, end in reversed(vitals.spans):
