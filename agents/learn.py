@@ -134,7 +134,7 @@ class LearnWork(Work):
     async def prepare(self, now: float, *, drained: bool = False) -> None:
         """A forest takes seconds to dump and open: leases and heartbeats go on meanwhile."""
         for student in self._at_work():
-            if student.due(now) or (drained and student.since):
+            if student.due(now) or (drained and student.ahead):
                 self._sealed += await asyncio.to_thread(self._version, student, now)
 
     def snapshot(self, now: float, *, drained: bool = False) -> list[Entry]:

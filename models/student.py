@@ -223,8 +223,13 @@ class Student:
         return (
             self.since >= every.every_examples
             or len(self._spans) >= MAX_SPANS
-            or (self.since > 0 and now - self._published_at >= every.every.total_seconds())
+            or (self.ahead and now - self._published_at >= every.every.total_seconds())
         )
+
+    @property
+    def ahead(self) -> bool:
+        """Whether it stands where no version says: it has learned since, or passed over what it must not learn."""
+        return self.since > 0 or bool(self._skipped)
 
     def publish(self, now: float, now_ms: int, key: bytes) -> Sealed:
         """Seals a version and goes on from its bytes. Raises BadVersion; learning is not lost then."""

@@ -195,6 +195,23 @@ def test_a_new_line_starts_from_the_restored_version_without_the_skipped_spans()
     assert (healed.parent, healed.line, healed.version, healed.learned) == (good.version, 1, 3, 23)
 
 
+def test_what_was_only_passed_over_is_published_too() -> None:
+    """Else nobody could tell from the log that the line has come that far."""
+    p, log = pipeline(), Log()
+    student = started(p, log)
+    student.study(0, numbered(0, 10), 10)
+    good = published(student, log)
+    route = Route("main", State.QUARANTINED, line=1, restore=good.version, skip=(Span(0, 10, 40),))
+    start_line(student, route, log.library, {0: 0})
+    published(student, log)
+    ahead = [student.ahead]
+    student.study(0, numbered(10, 40), 40)
+    ahead += [student.ahead, student.due(1e9)]
+    last = published(student, log)
+    assert (last.spans, last.skipped, last.offsets[0]) == ((), (Span(0, 10, 40),), 40)
+    assert [*ahead, student.ahead] == [False, True, True, False]
+
+
 def test_without_the_version_to_restore_it_relearns_from_nothing() -> None:
     p, log = pipeline(), Log()
     student = started(p, log)

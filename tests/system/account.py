@@ -27,6 +27,8 @@ from riverkeeper.topics.messages import (
     ShadowAnswer,
     Source,
     Span,
+    State,
+    Verdict,
 )
 from riverkeeper.topics.vitals import unpack
 from tests.system.harness import SIGNING_KEY, Outside, Place, Record, cause, first, place
@@ -55,14 +57,24 @@ def all_answered(log: Outside) -> bool:
 
 
 def all_learned(pipeline: Pipeline, log: Outside) -> bool:
-    """Whether every model says that it has learned all examples that are there."""
+    """Whether every model at work says, of the line that the verdicts name, that it has learned all examples
+    that are there."""
     ends = {r.partition: r.offset + 1 for r in log["examples"]}
-    missing = {(model, partition) for model in pipeline.models for partition in ends}
+    lines = _lines(pipeline, log)
+    starts = {m.model: m.offsets for m in _published(log) if m.line == lines.get(m.model)}
+    if starts.keys() != lines.keys():
+        return False
+    missing = {
+        (model, partition)
+        for model in lines
+        for partition, end in ends.items()
+        if starts[model].get(partition, 0) < end
+    }
     told = (each for record in reversed(log["vitals"]) for each in reversed(unpack(record.value or b"")))
     for vitals in told:
         if not missing:
             return True
-        if vitals.agent != "learn":
+        if vitals.agent != "learn" or vitals.line != lines.get(vitals.model):
             continue
         for partition, _, end in reversed(vitals.spans):
             if (vitals.model, partition) in missing:
@@ -70,6 +82,28 @@ def all_learned(pipeline: Pipeline, log: Outside) -> bool:
                 if end < ends[partition]:
                     return False
     return not missing
+
+
+def _lines(pipeline: Pipeline, log: Outside) -> dict[str, int]:
+    """By model at work, its line in force: a verdict that follows another than the last one counts for nothing."""
+    last = dict.fromkeys(pipeline.models, -1)
+    lines = dict.fromkeys(pipeline.models, 0)
+    for record in log["verdicts"]:
+        verdict = Verdict.model_validate_json(record.value or b"")
+        if verdict.follows == last.get(verdict.model):
+            last[verdict.model], lines[verdict.model] = record.offset, verdict.line
+            if verdict.state is State.DESTROYED:
+                del lines[verdict.model]
+    return lines
+
+
+def _published(log: Outside) -> list[Manifest]:
+    """Newest last."""
+    return [
+        Manifest.model_validate_json(r.value)
+        for r in log["models"]
+        if r.value is not None and (r.key or b"").count(b"/") == 1
+    ]
 
 
 def adds_up(pipeline: Pipeline, log: Outside) -> Account:
