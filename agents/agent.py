@@ -11,7 +11,16 @@ import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -104,7 +113,7 @@ class Runtime:
 
 Batch = Mapping[TopicPartition, Sequence[Record]]
 Entry = tuple[bytes, bytes | None]  # one record of a store: key, value (None removes)
-Table = Mapping[bytes, bytes]  # what a partition of a store stands for
+Table = MutableMapping[bytes, bytes]  # what a partition of a store stands for
 
 
 class Work(ABC):
@@ -174,7 +183,9 @@ class Owner:
     committing: asyncio.Task[None] | None = None
 
     def entries(self, entries: Sequence[Entry]) -> list[Out]:
-        return [Out(self.store, self.partition, key, value) for key, value in entries]
+        store, partition = self.store, self.partition
+        # A NamedTuple's own constructor is a function of Python.
+        return [tuple.__new__(Out, (store, partition, key, value, ())) for key, value in entries]
 
     async def settle(self) -> None:
         """Waits for the checkpoint on the way; raises what befell it."""
@@ -264,9 +275,16 @@ class Agent(ABC):
         """The compacted topic whose partition p holds the state of p."""
         return self.pipeline.topic(f"{self.name}.store")
 
+    def held(self, key: bytes, value: bytes) -> bytes:
+        """What of an entry of the store is held until `open` has taken it up."""
+        return value
+
     @abstractmethod
     async def open(self, partition: int, table: Table, inspector: Inspector) -> Work:
-        """The work of a partition from what its store holds. Raises SourceGap, StoreLost, RevisionMismatch."""
+        """The work of a partition from what its store holds; it may take from the table what it takes up.
+
+        Raises SourceGap, StoreLost, RevisionMismatch.
+        """
 
     async def attend(self, stack: AsyncExitStack) -> list[Awaitable[None]]:
         """Starts what the agent follows besides its inputs; returns what must keep running."""
@@ -532,7 +550,7 @@ class Agent(ABC):
             try:
                 await writer.start()
                 async with Inspector(self.runtime.connection) as inspector:
-                    table = await inspector.read_table(TopicPartition(self.store, partition))
+                    table = await inspector.read_table(TopicPartition(self.store, partition), self.held)
                     work = await self.open(partition, table, inspector)
                 owner = Owner(partition, self.store, writer, work)
                 opening = work.opening()

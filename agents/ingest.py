@@ -7,21 +7,24 @@ partition; never on a clock. Times here are the log's append times.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import msgspec
 import orjson
 from aiokafka import TopicPartition
+from msgspec import UNSET
 
 from ..models.pipeline import Dedupe, Pipeline
 from ..topics.cloudevents import Event, decode, loads
 from ..topics.log import MAX_RECORD_BYTES, Out, Record, record_bytes
-from ..topics.messages import BadRecord, Envelope, ErrorCode, Fact, Span, Vitals
+from ..topics.messages import UNREADABLE, BadRecord, Envelope, ErrorCode, Fact, Span, Vitals
 from ..topics.partition import partitions
 from ..topics.store import ORIGIN, ORIGIN_ROOM, Inspector, Progress
 from .agent import Agent, Entry, Table
+from .line import Line
+from .onepass import Read, one_pass
 from .work import Tracked, check_store, dead_letter, resume
 
 EARLIEST = datetime(1970, 1, 1, tzinfo=UTC)  # before the log's own clock there is no event
@@ -30,6 +33,11 @@ MAX_KEY_BYTES = 1_024  # of key and join field: a prediction holds both, and the
 MAX_ID_CHARS = 512  # a million remembered ids stay below 1 GB
 IDS_PER_ENTRY = 250  # ids in one record of the store: 0.8 MB if each is the longest and all is escaped
 IDS_PREFIX = b"ids/"
+ID = Annotated[str, msgspec.Meta(min_length=1, max_length=MAX_ID_CHARS)]
+PLACE = Annotated[str, msgspec.Meta(max_length=MAX_KEY_BYTES // 4)]  # no character has more than four bytes
+MAX_OTHERWISE = (
+    1_000  # more events that one pass would not do for than those it did: it is not tried any longer
+)
 FACT_ROOM = record_bytes(None, None, ORIGIN_ROOM)  # of a record to write, beside key and value
 
 
@@ -52,6 +60,15 @@ class _Route(NamedTuple):
     placed_by: tuple[str, ...]
 
 
+class _Quick(NamedTuple):
+    """How a plain event of a type may be read at once; `mark` stands in each of them."""
+
+    mark: bytes
+    name: str
+    route: _Route
+    read: Read
+
+
 class Parser:
     """From a record of `events` to a fact or an outcome; pure."""
 
@@ -65,6 +82,16 @@ class Parser:
             else _Route(declared, "outcomes", pipeline.join, (pipeline.join,))
             for name, declared in pipeline.types.items()
         }
+        self._quick = list(self._readers())
+        self._at_once = self._otherwise = 0
+
+    def _readers(self) -> Iterator[_Quick]:
+        for name, route in self._routes.items():
+            read = one_pass(
+                route.declared, name, self._pipeline.event, ID, dict.fromkeys(route.placed_by, PLACE)
+            )
+            if read is not None:
+                yield _Quick(f'"{name}"'.encode(), name, route, read)
 
     def parse(self, record: Record) -> Parsed:
         """Raises BadRecord."""
@@ -75,8 +102,34 @@ class Parser:
         value = record.value or b""
         if len(value) > MAX_RECORD_BYTES:
             raise BadRecord(ErrorCode.TOO_LARGE, f"{len(value)} bytes; {MAX_RECORD_BYTES} are the limit")
+        if self._quick and not record.headers:
+            parsed = self._in_one_pass(value)
+            if parsed is not None:
+                self._at_once += 1
+                return parsed
+            self._otherwise += 1
+            if self._otherwise > self._at_once + MAX_OTHERWISE:
+                self._quick = []
         event = decode(record.headers, value) or self._plain(loads(value))
         return self._typed(event, record.timestamp)
+
+    def _in_one_pass(self, value: bytes) -> Parsed | None:
+        """None for an event that is to be read otherwise, or is bad."""
+        for mark, name, route, read in self._quick:
+            if mark not in value:
+                continue
+            try:
+                event = read(value)
+            except UNREADABLE:
+                continue
+            id, time = event._id, event._time
+            if not EARLIEST <= time < LATEST:
+                return None
+            key = getattr(event, route.key)
+            event._id = event._type = event._time = UNSET
+            envelope = Envelope(id=id, type=name, time=time, key=key, data=event)
+            return tuple.__new__(Parsed, (route.suffix, key.encode(), id, self._encode(envelope), time))
+        return None
 
     def _plain(self, data: Any) -> Event:
         if not isinstance(data, dict):
@@ -161,8 +214,8 @@ class RecentIds:
         self._window = int(dedupe.window / timedelta(milliseconds=1))
         self._limit = dedupe.ids
         self._ids: dict[str, int] = {}  # id -> append time in ms
-        # The oldest first (a dict finds its first in linear time); an id that came again stands twice.
-        self._order: deque[tuple[str, int]] = deque()
+        # A dict finds its first in linear time. An id that came again stands twice.
+        self._order: Line[str] = Line([])
         self._newest = 0  # append time of the newest id in ms
         self._new: list[tuple[str, int]] = []
         self._stored: deque[tuple[int, int]] = (
@@ -172,7 +225,7 @@ class RecentIds:
 
     def seen(self, id: str, appended_ms: int) -> bool:
         """Whether the id came before within the window; remembers it if not."""
-        at = max(appended_ms, self._newest)
+        at = appended_ms if appended_ms > self._newest else self._newest
         known = self._ids.get(id)
         if known is not None and known >= at - self._window:
             return True
@@ -181,15 +234,16 @@ class RecentIds:
         return False
 
     def _add(self, id: str, at: int) -> None:
-        while self._order and self._order[0][1] < at - self._window:
+        order = self._order
+        while order.first < at - self._window:
             self._forget_oldest()
         self._ids[id] = self._newest = at
-        self._order.append((id, at))
-        while len(self._order) > self._limit:
+        order.push(at, id)
+        while order.count > self._limit:
             self._forget_oldest()
 
     def _forget_oldest(self) -> None:
-        id, at = self._order.popleft()
+        at, id = self._order.pop()
         if self._ids.get(id) == at:
             del self._ids[id]
 
@@ -205,7 +259,7 @@ class RecentIds:
 
     def _expired_entries(self) -> list[Entry]:
         expired: list[Entry] = []
-        while self._order and self._stored and self._stored[0][1] < self._order[0][1]:
+        while self._order.count and self._stored and self._stored[0][1] < self._order.first:
             expired.append((self._key(self._stored.popleft()[0]), None))
         return expired
 
@@ -271,14 +325,12 @@ class IngestWork(Tracked):
         where = partitions([made.key for _, made in parsed], self._pipeline.partitions)
         topics = {suffix: self._pipeline.topic(suffix) for suffix in ("facts", "outcomes")}
         return [
-            Out(
-                topics[made.suffix],
-                partition,
-                made.key,
-                made.value,
-                ((ORIGIN, b"%b/%d/0" % (source, record.offset)),),  # as Origin.header
+            # A NamedTuple's own constructor is a function of Python. The header is Origin's.
+            tuple.__new__(
+                Out,
+                (topics[suffix], partition, key, value, ((ORIGIN, b"%b/%d/0" % (source, record.offset)),)),
             )
-            for (record, made), partition in zip(parsed, where, strict=True)
+            for (record, (suffix, key, _, value, _)), partition in zip(parsed, where, strict=True)
         ]
 
     def _count(

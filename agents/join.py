@@ -8,7 +8,7 @@ is emptied by the other as it goes on.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import timedelta
 from operator import itemgetter
 
@@ -32,7 +32,8 @@ from ..topics.messages import (
 from ..topics.store import ORIGIN, ORIGIN_ROOM, Inspector, Progress, place
 from ..topics.telemetry import Fate
 from .agent import Agent, Entry, Runtime, Table
-from .pending import PLACE, SETTLED, TIME, Line, Packing, Pending
+from .line import SETTLED, Line
+from .pending import Packing, Pending, kept_of, named, place_of, time_of
 from .work import Tracked, check_store, dead_letter, resume, unreadable
 
 WAITING, LABEL, GONE = b"p/", b"o/", b"g/"  # prefixes of the store's keys
@@ -115,7 +116,7 @@ class Matcher:
             self.early -= 1
             self._set_label(key, label.value, label.at, joined=True)
             self._remember(key, label.at)
-            if len(self._early) > 2 * self.early + SETTLED:
+            if self._early.count > 2 * self.early + SETTLED:
                 self._early.sweep(self._waits)
         return label
 
@@ -140,9 +141,11 @@ class Matcher:
             return []
         self.fates[Fate.JOINED] += 1
         self._remember(key, self._came_true_ms)
-        for where, _ in met:
-            self._dirty[WAITING + where] = None
-        return [(TIME.unpack_from(where)[0], kept) for where, kept in met]
+        found = []
+        for entry in met:
+            self._dirty[WAITING + place_of(entry)] = None
+            found.append((time_of(entry), kept_of(entry, key)))
+        return found
 
     def _again(self, key: bytes, label: Label, value: LabelValue) -> None:
         if value == label.value:
@@ -154,11 +157,13 @@ class Matcher:
 
     def _set_label(self, key: bytes, value: LabelValue, at: int, *, joined: bool) -> None:
         self._labels[key] = label = _encode((value, at, joined))  # a Label
-        self._change(LABEL + key, label)
+        name = LABEL + key
+        self._dirty.pop(name, None)
+        self._dirty[name] = label
 
     def _remember(self, key: bytes, at: int) -> None:
         self._met.push(at, key)
-        if len(self._met) > self._limit * OUTCOMES_PER_PREDICTION:
+        if self._met.count > self._limit * OUTCOMES_PER_PREDICTION:
             self._drop_label(*self._met.pop(), joined=True)
             self._look = True
 
@@ -217,23 +222,17 @@ class Matcher:
         changed, self._dirty = list(self._dirty.items()), {}
         return changed
 
-    def restore(
-        self,
-        table: Mapping[bytes, bytes],
-        clock: Mapping[str, int],
-        keep: Callable[[bytes], tuple[bytes, bytes]],
-    ) -> None:
+    def restore(self, table: Table, clock: Mapping[str, int]) -> None:
         """Takes up a store, its entries in the order in which they were written last.
 
-        `keep` tells of a prediction's record its key, and what is to be kept of it.
+        Of a prediction that waits it holds what is `named`. What is taken up is taken out.
         """
         self._predicted_ms, self._came_true_ms = clock.get("predictions", 0), clock.get("outcomes", 0)
         early: list[tuple[int, bytes]] = []
-        for name, value in table.items():
-            key = name[len(LABEL) :]
+        for name in list(table):
+            value, key = table.pop(name), name[len(LABEL) :]
             if name.startswith(WAITING):
-                at, offset = PLACE.unpack_from(name, len(WAITING))
-                self._pending.add(*keep(value), at, offset)
+                self._pending.restore(name[len(WAITING) :], value)
             elif name.startswith(LABEL):
                 label = _label.decode(value)
                 self._labels[key] = value
@@ -267,7 +266,7 @@ class JoinWork(Tracked):
         self._predictions = TopicPartition(self._pipeline.topic("predictions"), partition)
         self._outcomes = TopicPartition(self._pipeline.topic("outcomes"), partition)
         self._examples_topic = self._pipeline.topic("examples")
-        self._packing = Packing()
+        self._packing = agent.packing
         self._outcome = msgspec.json.Decoder(Envelope[self._pipeline.outcomes])  # type: ignore[name-defined]
         self._examples = 0
         self._predicted_count = 0
@@ -286,16 +285,6 @@ class JoinWork(Tracked):
         self._agent.runtime.telemetry.forget_pending(self._partition)
         for tp in self.positions:
             self._agent.pause(tp, paused=False)
-
-    def restore(self, table: Table) -> None:
-        clock = table.get(CLOCK_KEY)
-        self._matcher.restore(
-            table, msgspec.json.decode(clock, type=dict[str, int]) if clock else {}, self._kept
-        )
-
-    def _kept(self, record: bytes) -> tuple[bytes, bytes]:
-        served = self._packing.decode(record)
-        return served.key.encode(), self._packing.pack(served, record)
 
     async def step(self, tp: TopicPartition, records: Sequence[Record]) -> list[Out]:
         outs: list[Out] = []
@@ -338,7 +327,7 @@ class JoinWork(Tracked):
         self._examples += 1
         if len(self._sampled) < SAMPLE:
             self._sampled.append(value)
-        return Out(self._examples_topic, self._partition, key, value, ((ORIGIN, origin),))
+        return tuple.__new__(Out, (self._examples_topic, self._partition, key, value, ((ORIGIN, origin),)))
 
     def changes(self) -> list[Entry]:
         clock = _encode(self._matcher.clock)
@@ -381,6 +370,14 @@ class Join(Agent):
     def __init__(self, runtime: Runtime) -> None:
         super().__init__(runtime)
         self._paused: set[TopicPartition] = set()
+        self.packing = Packing()
+
+    def held(self, key: bytes, value: bytes) -> bytes:
+        """A prediction's record is three times as large as what is kept of it."""
+        if not key.startswith(WAITING):
+            return value
+        served = self.packing.decode(value)
+        return named(served.key.encode(), self.packing.pack(served, value))
 
     def pause(self, tp: TopicPartition, *, paused: bool) -> None:
         """Notes which partitions wait for their other side."""
@@ -410,6 +407,6 @@ class Join(Agent):
         await check_store(self, partition, table, inputs, outputs, inspector)
         progress, fresh = await resume(self.pipeline, table, inputs, filtered, inspector)
         matcher = Matcher(self.pipeline.label.within, self.pipeline.max_pending)
-        work = JoinWork(self, partition, progress, matcher, fresh=fresh)
-        work.restore(table)
-        return work
+        clock = table.get(CLOCK_KEY)
+        matcher.restore(table, msgspec.json.decode(clock, type=dict[str, int]) if clock else {})
+        return JoinWork(self, partition, progress, matcher, fresh=fresh)

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 from array import array
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, MutableSequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from struct import Struct
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import msgspec
 
 from ..topics.messages import Answer, Example, Features, LabelValue, Scalar, Source
+from .line import SETTLED, Line
 
-MAX_KINDS = 1_000  # of predictions that a partition tells apart; 3 MB
+MAX_KINDS = 1_000  # of predictions that a process tells apart, by the names of their features; 3 MB
+MAX_MODELS = 100_000  # whose names a process holds once; 20 MB
 PER_PAGE = 16  # predictions on a page if as many wait as may: 5 bytes each for the page, 1 us to look through
-SETTLED = 1_000  # turns of a line that need no sweep, whatever their share; 12 kB
-NEVER = 2**63 - 1  # ms; the append time of what is not there
-
-Item = TypeVar("Item")
 
 
 class Served(msgspec.Struct, gc=False):
@@ -56,20 +54,19 @@ class Served(msgspec.Struct, gc=False):
 
 
 class Kind(NamedTuple):
-    """What the predictions of one model have in common, made of one declaration's features."""
+    """What the predictions of one declaration have in common, whichever model made them."""
 
-    model: str
     fingerprint: str
     features: Callable[..., Features]  # of their values, in order
 
 
 class Packed(msgspec.Struct, array_like=True, gc=False):
-    """A prediction without its key and what its kind says."""
+    """A prediction without its key, its model's name, and what its kind says."""
 
     id: str
     time: datetime
     value: Answer
-    by_model: bool  # or by the fallback
+    by: int  # twice the model's number, and one unless it answered as the fallback
     baseline: Answer | None
     version: int
     kind: int
@@ -80,26 +77,25 @@ class Packing:
     """To and from what is kept of a prediction: an array in MessagePack, or its record as it was read.
 
     The record is kept of what MessagePack cannot say (integers beyond 64 bits), and where there are more
-    kinds than a table should hold.
+    models or kinds than a table should hold.
     """
 
     def __init__(self) -> None:
         self.decode = msgspec.json.Decoder(Served).decode
         self._pack = msgspec.msgpack.Encoder().encode
         self._unpack = msgspec.msgpack.Decoder(Packed).decode
-        self._numbers: dict[
-            tuple[str, str, tuple[str, ...]], int
-        ] = {}  # model, fingerprint, names of features
+        self._model_numbers: dict[str, int] = {}
+        self._models: list[str] = []
+        self._kind_numbers: dict[
+            tuple[str, tuple[str, ...]], int
+        ] = {}  # by fingerprint, names of the features
         self._kinds: list[Kind] = []
 
     def pack(self, served: Served, record: bytes) -> bytes:
-        kind = (served.model, served.fingerprint, tuple(served.features))
-        number = self._numbers.get(kind)
-        if number is None:
-            if len(self._kinds) == MAX_KINDS:
-                return record
-            number = self._numbers[kind] = len(self._kinds)
-            self._kinds.append(Kind(served.model, served.fingerprint, _row(kind[2])))
+        kind = (served.fingerprint, tuple(served.features))
+        model, number = self._model_numbers.get(served.model), self._kind_numbers.get(kind)
+        if model is None or number is None:
+            return self.pack(served, record) if self._noted(served.model, *kind) else record
         time = served.time
         try:
             return self._pack(
@@ -108,7 +104,7 @@ class Packing:
                     # MessagePack's time is one of UTC; any other is packed as text, which the reader takes as well.
                     time if time.tzinfo is UTC else time.isoformat(),
                     served.value,
-                    served.source is Source.MODEL,
+                    2 * model + (served.source is Source.MODEL),
                     served.baseline,
                     served.version,
                     number,
@@ -117,6 +113,17 @@ class Packing:
             )
         except OverflowError:
             return record
+
+    def _noted(self, model: str, fingerprint: str, names: tuple[str, ...]) -> bool:
+        """Whether both have a number; each gets one while there is room."""
+        if model not in self._model_numbers and len(self._models) < MAX_MODELS:
+            self._model_numbers[model] = len(self._models)
+            self._models.append(model)
+        kind = (fingerprint, names)
+        if kind not in self._kind_numbers and len(self._kinds) < MAX_KINDS:
+            self._kind_numbers[kind] = len(self._kinds)
+            self._kinds.append(Kind(fingerprint, _row(names)))
+        return model in self._model_numbers and kind in self._kind_numbers
 
     def example(self, key: str, kept: bytes, label: LabelValue) -> Example:
         """Of a prediction that was kept, when its outcome has come; to be encoded, and for nothing else."""
@@ -131,8 +138,8 @@ class Packing:
             features=kind.features(*packed.values),
             label=label,
             served=packed.value,
-            source=Source.MODEL if packed.by_model else Source.FALLBACK,
-            model=kind.model,
+            source=Source.MODEL if packed.by & 1 else Source.FALLBACK,
+            model=self._models[packed.by >> 1],
             version=packed.version,
             fingerprint=kind.fingerprint,
             baseline=packed.baseline,
@@ -151,50 +158,6 @@ def _row(names: tuple[str, ...]) -> Callable[..., Features]:
         return msgspec.defstruct("Row", fields, rename=dict(zip(fields, names, strict=True)), gc=False)  # type: ignore[return-value]
     except ValueError:  # of names with quotes or control characters
         return lambda *values: dict(zip(names, values, strict=True))
-
-
-class Line(Generic[Item]):
-    """Who is to leave, and when, in the order in which they came."""
-
-    def __init__(self, items: MutableSequence[Item]) -> None:
-        self._at = array("q")  # ms
-        self._items = items
-        self._over = 0  # turns that are over and still held
-        self.first = NEVER  # append time of whose turn is next, ms
-
-    def __len__(self) -> int:
-        return len(self._at) - self._over
-
-    def __iter__(self) -> Iterator[tuple[int, Item]]:
-        return ((self._at[i], self._items[i]) for i in range(self._over, len(self._at)))
-
-    def push(self, at: int, item: Item) -> None:
-        if self.first == NEVER:
-            self.first = at
-        self._at.append(at)
-        self._items.append(item)
-
-    def pop(self) -> tuple[int, Item]:
-        at, item = self.first, self._items[self._over]
-        self._over += 1
-        if self._over > SETTLED and self._over * 2 > len(self._at):
-            del self._at[: self._over]
-            del self._items[: self._over]
-            self._over = 0
-        self.first = self._at[self._over] if self._over < len(self._at) else NEVER
-        return at, item
-
-    def sweep(self, is_alive: Callable[[int, Item], bool]) -> None:
-        """Drops the turns of those who have left before. To be done when as many have left as wait."""
-        kept = Line(self._items[:0])
-        here: set[Item] = set()  # of one append time: one turn is enough
-        for at, item in self:
-            if kept._at and at != kept._at[-1]:
-                here.clear()
-            if item not in here and is_alive(at, item):
-                here.add(item)
-                kept.push(at, item)
-        self._at, self._items, self._over, self.first = kept._at, kept._items, 0, kept.first
 
 
 # How what waits begins: its append time (ms), its offset, the size of its key, which comes next. By time, as bytes are compared.
@@ -223,8 +186,17 @@ class Pending:
 
     def add(self, key: bytes, kept: bytes, at: int, offset: int) -> bytes:
         """Returns its place among all of the partition. Append times must not step back."""
-        head = HEAD.pack(at, offset, len(key))
-        entry = head + key + kept
+        place = PLACE.pack(at, offset)
+        self._put(at, key, place + named(key, kept))
+        return place
+
+    def restore(self, place: bytes, named: bytes) -> None:
+        """One of those that were added, in their order."""
+        at, _ = PLACE.unpack(place)
+        entry = place + named
+        self._put(at, _key(entry), entry)
+
+    def _put(self, at: int, key: bytes, entry: bytes) -> None:
         pages = self._pages
         number = hash(key) % len(pages)
         page = pages[number]
@@ -232,23 +204,23 @@ class Pending:
             pages[number] = [entry]
             self.line.push(at, number)
         else:
-            if not page[-1].startswith(head[:AT]):
+            if not page[-1].startswith(entry[:AT]):
                 self.line.push(at, number)
             page.append(entry)
         self._count += 1
-        return head[:NAME]
 
-    def take(self, key: bytes) -> list[tuple[bytes, bytes]]:
-        """(place, what was kept) of those of the key, which wait no longer."""
+    def take(self, key: bytes) -> list[bytes]:
+        """Those of the key, which wait no longer; see `place_of` and `kept_of`."""
         pages = self._pages
         number = hash(key) % len(pages)
         page = pages[number]
         if page is None:
             return []
         name = SIZE.pack(len(key)) + key
-        found = [entry for entry in page if entry.startswith(name, NAME)]
-        if not found:
-            return []
+        found = []
+        for entry in page:
+            if entry.startswith(name, NAME):
+                found.append(entry)
         if len(found) == len(page):
             pages[number] = None
         else:
@@ -259,8 +231,7 @@ class Pending:
         if self._taken > self._count + SETTLED:
             self.line.sweep(self._waits)
             self._taken = 0
-        end = NAME + len(name)
-        return [(entry[:NAME], entry[end:]) for entry in found]
+        return found
 
     def give_up(self) -> list[tuple[bytes, bytes]]:
         """(place, key) of those whose turn is next, which wait no longer; none, if they were taken before."""
@@ -280,6 +251,25 @@ class Pending:
         page, time = self._pages[number] or (), TIME.pack(at)
         n = bisect_left(page, time)
         return n < len(page) and page[n].startswith(time)
+
+
+def named(key: bytes, kept: bytes) -> bytes:
+    """An entry without its place."""
+    return SIZE.pack(len(key)) + key + kept
+
+
+def place_of(entry: bytes) -> bytes:
+    return entry[:NAME]
+
+
+def time_of(entry: bytes) -> int:
+    """Append time, ms."""
+    at: int = TIME.unpack_from(entry)[0]
+    return at
+
+
+def kept_of(entry: bytes, key: bytes) -> bytes:
+    return entry[HEAD.size + len(key) :]
 
 
 def _key(entry: bytes) -> bytes:

@@ -1,7 +1,7 @@
-"""Where each microsecond of score, ingest and learn goes: the stages of their steps, without a broker.
+"""Where each microsecond of score, ingest, join and learn goes: the stages of their steps, without a broker.
 
 Each stage is timed by itself over the same batches, in processor time. What is missing to the whole process's
-microseconds (parts score, ingest and learn) is aiokafka's fetching and sending, and the event loop.
+microseconds (parts score, ingest, join and learn) is aiokafka's fetching and sending, and the event loop.
 """
 
 from __future__ import annotations
@@ -25,10 +25,14 @@ from bench.work import (
     events,
     examples,
     facts,
+    outcomes,
+    predictions,
     trained,
 )
-from riverkeeper.agents.agent import Runtime
+from riverkeeper.agents.agent import Owner, Runtime
 from riverkeeper.agents.ingest import Ingest, IngestWork, Parser, RecentIds
+from riverkeeper.agents.join import Join, JoinWork, Matcher
+from riverkeeper.agents.pending import Packing
 from riverkeeper.agents.score import Score, ScoreWork
 from riverkeeper.models import fastpath
 from riverkeeper.models.features import FoldState
@@ -50,10 +54,11 @@ BATCHES = 20
 async def measure(options: Options) -> dict[str, Any]:
     spare_the_collector()
     batches = BATCHES if options.size > 10_000 else 1
-    runs: dict[str, list[dict[str, float]]] = {"score": [], "ingest": [], "learn": []}
+    runs: dict[str, list[dict[str, float]]] = {"score": [], "ingest": [], "join": [], "learn": []}
     for _ in range(options.rounds * batches):
         runs["score"].append(_score())
         runs["ingest"].append(_ingest())
+        runs["join"].append(_join())
         runs["learn"].append(_learn())
     return {f"{agent}, us a record": medians(found) for agent, found in runs.items()}
 
@@ -144,6 +149,55 @@ def _ingest() -> dict[str, float]:
     outs = clock("partition, origin", lambda: work._outs(tp, pairs))
     clock("into batches", lambda: _appended(outs))
     clock("ids to the store", work.changes)
+    return {"in all": sum(clock.stages.values()), **clock.stages}
+
+
+def _join() -> dict[str, float]:
+    """Of a prediction that waits and of its outcome, which takes it out; nothing else waits."""
+    runtime, clock = _runtime(Declared("stages")), Clock()
+    pipeline, packing = runtime.pipeline, Packing()
+    predicted, waits = _records(list(predictions(pipeline, BATCH)))
+    came, truths = _records(list(outcomes(pipeline, BATCH)))
+    matcher = Matcher(pipeline.label.within, pipeline.max_pending)
+    progress = Progress({predicted: 0, came: 0}, frozenset([predicted.topic, came.topic]))
+    work = JoinWork(Join(runtime), 0, progress, matcher, fresh=True)
+    clock("origins", lambda: (progress.admit(predicted, waits), progress.admit(came, truths)))
+    pairs = [(record, record.value or b"") for record in waits]
+    served = clock("prediction: decode and validate", lambda: [packing.decode(value) for _, value in pairs])
+    kept = clock(
+        "prediction: pack",
+        lambda: [packing.pack(one, value) for one, (_, value) in zip(served, pairs, strict=True)],
+    )
+    keys = [one.key.encode() for one in served]
+    rows = [(record.timestamp, record.offset, value) for record, value in pairs]
+    clock(
+        "prediction: wait",
+        lambda: [matcher.predict(key, it, *row) for key, it, row in zip(keys, kept, rows, strict=True)],
+    )
+    said = clock(
+        "outcome: decode and validate",
+        lambda: [work._outcome.decode(record.value or b"") for record in truths],
+    )
+    labels = [
+        (pipeline.label_of(each.data), record.timestamp) for each, record in zip(said, truths, strict=True)
+    ]
+    met = clock(
+        "outcome: meet",
+        lambda: [matcher.come_true(key, *label) for key, label in zip(keys, labels, strict=True)],
+    )
+    made = clock(
+        "example: unpack",
+        lambda: [
+            packing.example(one.key, it, label)
+            for one, (it,), (label, _) in zip(served, met, labels, strict=True)
+        ],
+    )
+    pairs_out = list(zip(truths, made, strict=True))
+    outs = clock("example: encode", lambda: [work._out(record, b"x/0/1/0", one) for record, one in pairs_out])
+    entries = clock("entries of the store", work.changes)
+    owner = Owner(0, "store", None, work)  # type: ignore[arg-type]  # which writes nothing
+    state = clock("entries of the store, as records", lambda: owner.entries(entries))
+    clock("into batches", lambda: _appended([*outs, *state]))
     return {"in all": sum(clock.stages.values()), **clock.stages}
 
 

@@ -615,25 +615,31 @@ def load(ref: str) -> Pipeline:
     Imports the module, so runs its code. Raises PipelineError if there is none; what the module itself
     raises passes through.
     """
-    module_name, colon, attribute = ref.partition(":")
-    if not (colon and module_name and attribute):
-        raise PipelineError(
-            f"{ref!r} does not name a pipeline; write module:attribute, as in my_module:flights"
-        )
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
-    found = vars(_imported(module_name, here))
+    found, attribute = members(ref, "a pipeline", "my_module:flights")
     pipelines = [name for name, value in found.items() if isinstance(value, Pipeline)]
     hint = did_you_mean(
         attribute, pipelines, f"; its pipelines are {', '.join(pipelines)}" if pipelines else ""
     )
     if attribute not in found:
-        raise PipelineError(f"module {module_name!r} has no {attribute!r}{hint}")
+        raise PipelineError(f"{ref}: the module has no {attribute!r}{hint}")
     pipeline = found[attribute]
     if not isinstance(pipeline, Pipeline):
         raise PipelineError(f"{ref} is a {type(pipeline).__name__}, not a Pipeline{hint}")
     return pipeline
+
+
+def members(ref: str, what: str, example: str) -> tuple[dict[str, Any], str]:
+    """All that the module of "module:attribute" holds, and the attribute's name, which may not be among it.
+
+    Raises as `load`; `what` and `example` say what was to be named.
+    """
+    module_name, colon, attribute = ref.partition(":")
+    if not (colon and module_name and attribute):
+        raise PipelineError(f"{ref!r} does not name {what}; write module:attribute, as in {example}")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    return vars(_imported(module_name, here)), attribute
 
 
 def _imported(module_name: str, here: str) -> Any:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from riverkeeper.topics.embedded import EmbeddedBroker
+from tests.audit.tape import Tape, record
 from tests.brokers.broker import Broker
 from tests.brokers.kafka import KafkaCluster
 
@@ -43,6 +44,12 @@ def kafka3() -> Iterator[KafkaCluster]:
     """Apache Kafka with three nodes. A test that takes nodes down brings them up again."""
     with KafkaCluster(nodes=3) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def original(kafka: KafkaCluster) -> Tape:
+    """What one run of a real pipeline left in every topic; they still stand on that broker."""
+    return record(Broker(kafka.address, transactions=True))
 
 
 @pytest.fixture(params=["embedded", "kafka"])

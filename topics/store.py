@@ -6,7 +6,7 @@ entries, and one head that says where they stand. They change together, in one t
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -25,6 +25,9 @@ ORIGIN_ROOM = ((ORIGIN, b"0" * 280),)  # as large as one gets: a topic's 249 cha
 FETCH_WAIT_MS = 1  # all that is asked for is there already, and what is asked next would wait behind a fetch
 NOTHING_SEEN = (-1, -1)
 READ_TIMEOUT_MS = 1_000  # one poll of a takeover's read; an unreachable broker fails the client before
+
+
+Held = Callable[[bytes, bytes], bytes]
 
 
 class LastRecord(msgspec.Struct, frozen=True):
@@ -184,11 +187,14 @@ class Inspector:
         """Every committed record of the partition as of now, or of its `last` offsets."""
         return [record async for records in self._batches(tp, last) for record in records]
 
-    async def read_table(self, tp: TopicPartition) -> dict[bytes, bytes]:
-        """The table that the committed records of a compacted partition stand for, as of now."""
+    async def read_table(self, tp: TopicPartition, held: Held = lambda _, value: value) -> dict[bytes, bytes]:
+        """The table that the committed records of a compacted partition stand for, as of now.
+
+        `held` says what of a key's value is to be held, so that a table needs no more memory than its reader.
+        """
         table: dict[bytes, bytes] = {}
         async for records in self._batches(tp):
-            fold(table, records)
+            fold(table, records, held)
         return table
 
     async def _batches(
@@ -276,7 +282,7 @@ def latest(records: Iterable[Record]) -> dict[bytes, bytes]:
     return table
 
 
-def fold(table: dict[bytes, bytes], records: Iterable[Record]) -> None:
+def fold(table: dict[bytes, bytes], records: Iterable[Record], held: Held = lambda _, value: value) -> None:
     """Brings a table up to date: the last value of a key counts, tombstones remove.
 
     Its entries stand in the order in which they were written last, as compaction leaves them.
@@ -286,4 +292,4 @@ def fold(table: dict[bytes, bytes], records: Iterable[Record]) -> None:
             continue
         table.pop(record.key, None)
         if record.value is not None:
-            table[record.key] = record.value
+            table[record.key] = held(record.key, record.value)

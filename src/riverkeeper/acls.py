@@ -68,7 +68,7 @@ ROLES = {
     "producer": Needs("who writes events", writes=("events",)),
     "reader": Needs("who acts on predictions", reads=("predictions",), group=True),
     "watcher": Needs(
-        "`riverkeeper status` and `riverkeeper audit`",
+        "`riverkeeper status`, `riverkeeper audit` and `riverkeeper replay`",
         reads=(
             "events",
             "facts",

@@ -494,6 +494,84 @@ def audit(
         raise click.exceptions.Exit(1)
 
 
+@main.command()
+@click.argument("pipeline_ref", metavar="MODULE:PIPELINE")
+@click.option(
+    "--from", "since", type=Moment(), metavar="ISO", help="Begin of the stretch. Default: the log's."
+)
+@click.option("--to", "until", type=Moment(), metavar="ISO", help="End of the stretch. Default: the log's.")
+@click.option(
+    "--model", "models", multiple=True, help="A declared model, begun from nothing; may be repeated."
+)
+@click.option(
+    "--version",
+    "versions",
+    multiple=True,
+    metavar="MODEL/NUMBER",
+    help="A version as it was published; needs the signing key; may be repeated.",
+)
+@click.option(
+    "--candidates",
+    metavar="MODULE:MAPPING",
+    help="Models of your own, to sweep over: a dict, or a function that returns one, of a Model or a factory by name.",
+)
+@click.option("--frozen", is_flag=True, help="Stored versions answer as they are, and learn nothing.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+@click.option("--save", type=click.Path(dir_okay=False, path_type=Path), help="Save the matrix as CSV.")
+@settings_options(*CONNECTION)
+def replay(
+    pipeline_ref: str,
+    since: datetime | None,
+    until: datetime | None,
+    models: tuple[str, ...],
+    versions: tuple[str, ...],
+    candidates: str | None,
+    frozen: bool,
+    as_json: bool,
+    save: Path | None,
+    **flags: Any,
+) -> None:
+    """Try models over a stretch of the log, beside what was served, without touching a live topic.
+
+    Each candidate answers every prediction's features when that prediction was made, with what it had learned
+    until then, and learns each example when its outcome came: labels are as late for it as they were in life.
+    It is compared over the same examples with what was served, after the examples that its warm-up asks for. Times
+    are those of the append; the interval takes examples for independent. Default: every declared model.
+
+    \b
+      riverkeeper replay my_module:flights --from 2026-01-31T08:00Z --to 2026-01-31T12:00Z
+      riverkeeper replay my_module:flights --version eager/120 --version eager/90 --frozen
+      riverkeeper replay my_module:flights --candidates my_sweep:rates --save rates.csv
+    """
+    import msgspec
+
+    from . import replay as worlds
+    from .models.quality import metric_name
+
+    settings = _settings(flags)
+    pipeline = _load(pipeline_ref)
+    meter = _Meter()
+
+    async def lived() -> worlds.Replay:
+        connection = settings.connection()
+        chosen = [worlds.declared(pipeline, name) for name in models]
+        chosen += worlds.own(pipeline, candidates) if candidates else []
+        for ref in versions:
+            key = settings.required_signing_key()
+            chosen.append(await worlds.stored(pipeline, connection, ref, key, learns=not frozen))
+        chosen = chosen or [worlds.declared(pipeline, name) for name in pipeline.models]
+        held = worlds.MAX_HELD // len(chosen)
+        ours = [worlds.World(each, pipeline.task, pipeline.bounds, held=held) for each in chosen]
+        return await worlds.replay(pipeline, connection, ours, since=since, until=until, told=meter)
+
+    found = _quietly(lived)
+    meter.close()
+    if save is not None:
+        save.write_text(worlds.matrix(found))
+    metric = metric_name(pipeline.task)
+    click.echo(msgspec.json.encode(found).decode() if as_json else worlds.text(found, metric))
+
+
 class _Meter:
     """Progress on standard error: one line that changes on a terminal, a line now and then elsewhere."""
 

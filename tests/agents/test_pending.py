@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from riverkeeper.agents import pending
-from riverkeeper.agents.pending import PLACE, SETTLED, Line, Packing, Pending, Served
+from riverkeeper.agents.line import SETTLED, Line
+from riverkeeper.agents.pending import PLACE, Packing, Pending, Served, kept_of, place_of
 from riverkeeper.topics.messages import Example, Features, Prediction, Source
 
 NAMES = st.sampled_from(["x", "y", "hour of day", 'quo"ted', "\u0001", "größe", ""])
@@ -96,6 +97,14 @@ class TestPacking:
             said = msgspec.json.decode(written(packing.example("k", it, True)))
             assert said["features"] == {f"x{n}": 1.0}
 
+    def test_models_beyond_those_of_the_table_as_well(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(pending, "MAX_MODELS", 2)
+        packing = Packing()
+        records = [_record({"x": 1.0}, f"m{n}") for n in range(4)]
+        kept = [packing.pack(packing.decode(record), record) for record in records]
+        assert [it == record for it, record in zip(kept, records, strict=True)] == [False, False, True, True]
+        assert [packing.example("k", it, True).model for it in kept] == ["m0", "m1", "m2", "m3"]
+
     def test_ten_numbers_take_less_than_half_of_their_record(self) -> None:
         features: Features = {f"x{n}": n + 0.123456 for n in range(10)}
         record = _record(features)
@@ -103,10 +112,9 @@ class TestPacking:
         assert len(packing.pack(packing.decode(record), record)) < len(record) / 2
 
 
-def _record(features: Features) -> bytes:
-    return msgspec.json.encode(
-        Served("1", "k", datetime(2024, 1, 1, tzinfo=UTC), 0.5, Source.MODEL, "m", 1, "f", None, features)
-    )
+def _record(features: Features, model: str = "m") -> bytes:
+    time = datetime(2024, 1, 1, tzinfo=UTC)
+    return msgspec.json.encode(Served("1", "k", time, 0.5, Source.MODEL, model, 1, "f", None, features))
 
 
 # What is done to what waits: (key, milliseconds since the last), or a key whose outcome came, or a time passed.
@@ -134,7 +142,7 @@ def test_it_holds_what_a_list_would(steps: list[tuple[str, str, int]], limit: in
         elif step == "take":
             wanted = [(PLACE.pack(at, n), b"%d" % n) for at, n, k in reference if k == key]
             reference = [each for each in reference if each[2] != key]
-            assert it.take(key) == wanted
+            assert [(place_of(entry), kept_of(entry, key)) for entry in it.take(key)] == wanted
         elif step == "pass":
             given_up = list[tuple[bytes, bytes]]()
             while it.line.first < clock - ms:
@@ -145,7 +153,7 @@ def test_it_holds_what_a_list_would(steps: list[tuple[str, str, int]], limit: in
             assert [place[:8] for place, _ in given_up] == [place[:8] for place, _ in wanted]
         else:
             it.line.sweep(it._waits)
-            assert len(it.line) <= len(reference)
+            assert it.line.count <= len(reference)
         assert len(it) == len(reference)
 
 

@@ -1,15 +1,8 @@
-"""One run of a real pipeline for all tests of the ledger."""
+"""The run of a real pipeline that all tests of the ledger begin with."""
 
 import pytest
 
-from tests.audit.tape import Tape, record
-from tests.brokers.broker import Broker
-from tests.brokers.kafka import KafkaCluster
-
-
-@pytest.fixture(scope="session")
-def original(kafka: KafkaCluster) -> Tape:
-    return record(Broker(kafka.address, transactions=True))
+from tests.audit.tape import Tape
 
 
 @pytest.fixture

@@ -31,11 +31,11 @@ REMEDIES = [
         "agents/agent.py",
         """                await writer.start()
                 async with Inspector(self.runtime.connection) as inspector:
-                    table = await inspector.read_table(TopicPartition(self.store, partition))
+                    table = await inspector.read_table(TopicPartition(self.store, partition), self.held)
                     work = await self.open(partition, table, inspector)
 """,
         """                async with Inspector(self.runtime.connection) as inspector:
-                    table = await inspector.read_table(TopicPartition(self.store, partition))
+                    table = await inspector.read_table(TopicPartition(self.store, partition), self.held)
                     work = await self.open(partition, table, inspector)
                 await writer.start()
 """,

@@ -32,8 +32,8 @@ REMEDIES = [
     ),
     Remedy(
         "agents/agent.py",
-        "return [Out(self.store, self.partition, key, value) for key, value in entries]",
-        "return [Out(self.store, 0, key, value) for key, value in entries]",
+        "        store, partition = self.store, self.partition\n",
+        "        store, partition = self.store, 0\n",
         what="a transaction is of one partition",
     ),
 ]

@@ -3,7 +3,6 @@
 import math
 import numbers
 import random
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -375,27 +374,3 @@ def test_a_classifier_that_knows_nothing_and_extremes_of_the_sigmoid() -> None:
 
 def test_no_rows_have_no_answers() -> None:
     assert compile("regression", linear())([]) == []
-
-
-def test_a_batch_is_several_times_faster_than_its_rows() -> None:
-    """Eight times as measured when idle; a third of that leaves room for a busy machine."""
-    r = random.Random(1)
-    model = linear()
-    rows: list[Features] = [
-        {f"n{i}": r.random() for i in range(8)} | {f"c{i}": r.choice("abcdefghijkl") for i in range(3)}
-        for _ in range(1000)
-    ]
-    for x in rows:
-        model.learn_one(x, 1.0)
-    scorer = compile("regression", model)
-    assert _best(lambda: scorer(rows)) * 2.5 < _best(lambda: [predict("regression", model, x) for x in rows])
-
-
-def _best(work: Callable[[], object]) -> float:
-    """Seconds; the least of five, which other work on the machine disturbs least."""
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
