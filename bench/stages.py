@@ -189,7 +189,7 @@ def _join() -> dict[str, float]:
         "example: unpack",
         lambda: [
             packing.example(one.key, it, label)
-            for one, (it,), (label, _) in zip(served, met, labels, strict=True)
+            for one, ((_, it),), (label, _) in zip(served, met, labels, strict=True)
         ],
     )
     pairs_out = list(zip(truths, made, strict=True))
