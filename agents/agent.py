@@ -49,6 +49,7 @@ from ..topics.rights import refusal
 from ..topics.seat import Seat
 from ..topics.store import Inspector, RevisionMismatch, StoreLost
 from ..topics.telemetry import Telemetry
+from ..topics.vitals import pack
 
 log = structlog.get_logger(__name__)
 
@@ -630,7 +631,7 @@ class Agent(ABC):
         repeats = sum(owner.work.repeats() for owner in session.owners.values())
         self.runtime.telemetry.duplicates(self.name, repeats)
         topic = self.pipeline.topic("vitals")
-        await self._write(session, [Out(topic, 0, v.model.encode(), v.encode()) for v in vitals])
+        await self._write(session, [Out(topic, 0, key, value) for key, value in pack(vitals)])
         for tp, lag in session.reader.lag().items():
             self.runtime.telemetry.lag(self.name, tp.topic, tp.partition, lag)
         await membership.show_progress(session.positions())

@@ -11,8 +11,9 @@ from aiokafka import TopicPartition
 from pydantic import ValidationError
 
 from ..topics.log import Reader, Record
-from ..topics.messages import WAITED, Vitals
+from ..topics.messages import WAITED
 from ..topics.store import Inspector
+from ..topics.vitals import unpack
 from .agent import POLL_MS, Runtime
 
 log = structlog.get_logger(__name__)
@@ -49,10 +50,10 @@ class Backlog:
             self._runtime.telemetry.learning_waits(self.stands())
 
     def note(self, record: Record) -> None:
-        if record.key:  # of a single model
+        if record.key:  # of models
             return
         try:
-            vitals = Vitals.model_validate_json(record.value or b"")
+            (vitals, *_) = unpack(record.value or b"")
         except ValidationError as error:
             log.error("unreadable vitals", offset=record.offset, error=str(error))
             return

@@ -17,9 +17,11 @@ from bench.harness import Broker, Child, Options, Topic, broker, medians, prepar
 from bench.work import Declared
 from riverkeeper.topics.log import Out
 from riverkeeper.topics.messages import Span, Vitals
+from riverkeeper.topics.vitals import pack
 from tests.judgement.story import warm
 
 MODELS = 100
+FACTS = 1_000  # of a window; one after the other, as agents cover them
 SETTLED_S = 3.0  # until the first windows are folded
 TOLD = 30  # windows of the simulated stream, told one after the other and then again
 
@@ -89,7 +91,7 @@ async def _feed(on: Broker, name: str, models: list[str], windows: list[list[Vit
     while True:
         now = int(time.time() * 1000)
         outs = _window(windows[n % len(windows)], models, n, now)
-        await write(on, (Out(f"{name}.vitals", 0, v.model.encode(), v.encode()) for v in outs))
+        await write(on, (Out(f"{name}.vitals", 0, key, value) for key, value in pack(outs)))
         due, n = due + 1.0, n + 1
         await asyncio.sleep(max(0.0, due - time.monotonic()))
 
@@ -98,8 +100,7 @@ def _window(window: list[Vitals], models: list[str], n: int, now: int) -> Iterat
     for each in window:
         if each.model not in ("", "learned"):
             continue
-        size = sum(span.end - span.start for span in map(Span._make, each.spans)) or 1
         at = {"from_ms": now - 1_000, "to_ms": now, "event_ms": now if each.event_ms else 0}
-        spans = (Span(0, n * 1_000, n * 1_000 + size),) if each.spans else ()
+        spans = (Span(0, n * FACTS, (n + 1) * FACTS),) if each.spans else ()
         for model in models if each.model else [""]:
             yield each.model_copy(update={**at, "model": model, "spans": spans, "version": n // 10 + 1})

@@ -28,6 +28,7 @@ from ..topics.connection import Connection
 from ..topics.log import Out, Record, Writer
 from ..topics.messages import Incident, Manifest, State, Verdict, Vitals
 from ..topics.tail import Tail
+from ..topics.vitals import unpack
 from . import incidents as episodes
 from .canary import steer
 from .healths import Healths
@@ -36,7 +37,7 @@ from .policies import Finding, Limits, Policy, fold, look, of_models, of_pipelin
 
 log = structlog.get_logger(__name__)
 
-R = TypeVar("R", Verdict, Incident, Manifest, Vitals)
+R = TypeVar("R", Verdict, Incident, Manifest)
 
 TICK_S = 0.25  # between judgements: a quarter of the second in which a verdict is to be obeyed
 REISSUE_MS = 2_000  # a verdict not read back by then is written again: twenty polls of the reader
@@ -326,8 +327,7 @@ class Supervisor(Service):
                 self._generation = event.message.generation_id
                 self._unkept.clear()
                 self._healths.forget()
-            vitals = _parse(Vitals, event.value, f"{self._pipeline.name}.vitals")
-            if vitals is not None:
+            for vitals in self._told_by(event.value):
                 self._note(vitals)
             self._unkept.append(event)
             if time.monotonic() - self._kept >= self._keep_s or len(self._unkept) >= MAX_UNKEPT:
@@ -341,6 +341,14 @@ class Supervisor(Service):
         for event in unkept:
             await stream.ack(event)
         self._kept = time.monotonic()
+
+    def _told_by(self, value: bytes) -> list[Vitals]:
+        """None by what is no such record: one foreign record must not silence the supervisor."""
+        try:
+            return unpack(value)
+        except ValidationError as error:
+            log.warning("unreadable", where=f"{self._pipeline.name}.vitals", kind="Vitals", error=str(error))
+            return []
 
     def _note(self, vitals: Vitals) -> None:
         if vitals.trouble:

@@ -42,7 +42,8 @@ class Healths:
         return health
 
     def put(self, model: str, health: Health) -> None:
-        self._known[model] = (self._table.get(model or LOG_KEY), health)
+        """In place of what `of` gave."""
+        self._known[model] = (self._known[model][0], health)
         self._changed.add(model)
 
     def forget(self) -> None:

@@ -22,8 +22,9 @@ from .supervisor.incidents import folded
 from .topics.catalog import Catalog
 from .topics.connection import Connection
 from .topics.log import Record, consumer
-from .topics.messages import WAITED, Incident, Manifest, State, Verdict, Vitals
+from .topics.messages import WAITED, Incident, Manifest, State, Verdict
 from .topics.store import Inspector
+from .topics.vitals import unpack
 
 SHOWING = {"ingest": ("events",), "score": ("facts",), "join": ("predictions", "outcomes")}
 FEW = 50  # records: so little may be transaction markers alone, which are no records; then it is read to know
@@ -135,10 +136,10 @@ def load_status(records: Sequence[Record]) -> LoadStatus:
         if record.timestamp <= since:
             continue
         try:
-            vitals = Vitals.model_validate_json(record.value or b"")
+            told = unpack(record.value or b"")
         except ValidationError:
             continue
-        if vitals.agent in ("score", "learn"):
+        for vitals in (v for v in told if v.agent in ("score", "learn")):
             waited = max(waited, vitals.counts.get(WAITED, 0))
             counts.update(vitals.counts)
     found = {name: counts[name] for name in LoadStatus.__struct_fields__ if name != WAITED}

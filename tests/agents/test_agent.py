@@ -17,9 +17,10 @@ from riverkeeper.agents.ingest import Ingest
 from riverkeeper.agents.join import Join
 from riverkeeper.models.pipeline import Pipeline
 from riverkeeper.topics.log import Out
-from riverkeeper.topics.messages import Envelope, Example, Origin, Prediction, Source, Vitals
+from riverkeeper.topics.messages import Envelope, Example, Origin, Prediction, Source
 from riverkeeper.topics.partition import partition
 from riverkeeper.topics.store import ORIGIN
+from riverkeeper.topics.vitals import unpack
 from tests.agents.loop import (
     SMALL_STEPS,
     Running,
@@ -194,8 +195,9 @@ class TestStopped:
 
             async def reported() -> bool:
                 vitals = [
-                    Vitals.model_validate_json(r.value or b"")
+                    each
                     for r in await records(broker, pipeline.topic("vitals"))
+                    for each in unpack(r.value or b"")
                 ]
                 return any(f"ingest/0: {name}/0 at 10" in v.trouble for v in vitals)
 

@@ -8,6 +8,7 @@ import pytest
 from riverkeeper.models.gate import Code
 from riverkeeper.process import NAMES
 from riverkeeper.topics.messages import Reason, Source, Vitals
+from riverkeeper.topics.vitals import unpack
 from tests.faults.readings import FIRST, predictions, reading, truth
 from tests.faults.trial import Trial
 from tests.system.harness import now_ms
@@ -106,4 +107,4 @@ def _served(trial: Trial) -> bool:
 
 
 def _vitals(trial: Trial) -> list[Vitals]:
-    return [Vitals.model_validate_json(r.value or b"") for r in trial.outside["vitals"]]
+    return [each for r in trial.outside["vitals"] for each in unpack(r.value or b"")]

@@ -10,8 +10,9 @@ from aiokafka.admin.records_to_delete import RecordsToDelete
 
 from riverkeeper.process import topics_of
 from riverkeeper.topics.catalog import Catalog, Replication
-from riverkeeper.topics.messages import Incident, Vitals
+from riverkeeper.topics.messages import Incident
 from riverkeeper.topics.store import Inspector
+from riverkeeper.topics.vitals import unpack
 from tests.faults.trial import Trial
 from tests.topics.logs import until
 
@@ -58,7 +59,7 @@ async def cut(trial: Trial, agent: str) -> None:
 
 def stopped(trial: Trial, agent: str) -> set[str]:
     """The agent's partitions that are stopped for their store, as its vitals tell."""
-    told = [Vitals.model_validate_json(r.value or b"").trouble for r in trial.outside["vitals"]]
+    told = [v.trouble for r in trial.outside["vitals"] for v in unpack(r.value or b"")]
     troubles = [t.partition(": ") for t in told if t.startswith(f"{agent}/")]
     return {where for where, _, why in troubles if f"{agent}.store" in why}
 

@@ -30,6 +30,7 @@ from river import (
 
 from riverkeeper import (
     Bounds,
+    Canary,
     Dedupe,
     EventFields,
     Fact,
@@ -270,6 +271,16 @@ FAULTS: list[tuple[Callable[..., Pipeline], dict[str, Any], str]] = [
     (flights, {"objectives": {"eager": Objectives()}}, "objectives .eager. is not one of the models"),
     (flights, {"slices": ["orgin"]}, "slices names .orgin., which is no feature"),
     (flights, {"policies": [3]}, "policies holds 3"),
+    (flights, {"canary": Canary("learnt")}, r"canary 'learnt' .*did you mean 'learned'"),
+    (flights, {"canary": Canary("baseline")}, "canary 'baseline' has traffic already"),
+    (
+        flights,
+        {
+            "canary": Canary("new", steps=(0.5, 1.0)),
+            "models": {"new": learned, "learned": learned, "baseline": baseline},
+        },
+        "canary 'new': steps are",
+    ),
     (flights, {"publish": Publish(budget=1.5)}, "budget is 1.5; it is a share"),
     (flights, {"publish": Publish(keep=0)}, "publish keep is 0"),
     (flights, {"objectives": Objectives(margin=-1)}, "margin is -1"),

@@ -29,8 +29,8 @@ from riverkeeper.topics.messages import (
     Span,
     State,
     Verdict,
-    Vitals,
 )
+from riverkeeper.topics.vitals import unpack
 from tests.system.harness import SIGNING_KEY, Outside, Place, Record, cause, first, place
 
 MAX_FEATURE_BYTES = 800_000  # of one fact: beyond, its prediction may fit no record, and goes without them
@@ -70,7 +70,7 @@ def all_learned(pipeline: Pipeline, log: Outside) -> bool:
         for partition, end in ends.items()
         if starts[model].get(partition, 0) < end
     }
-    told = (Vitals.model_validate_json(record.value or b"") for record in reversed(log["vitals"]))
+    told = (each for record in reversed(log["vitals"]) for each in reversed(unpack(record.value or b"")))
     for vitals in told:
         if not missing:
             return True

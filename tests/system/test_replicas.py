@@ -8,7 +8,8 @@ from itertools import chain, islice
 import msgspec
 
 from riverkeeper.supervisor.app import issue
-from riverkeeper.topics.messages import Prediction, Reason, Source, State, Verdict, Vitals
+from riverkeeper.topics.messages import Prediction, Reason, Source, State, Verdict
+from riverkeeper.topics.vitals import unpack
 from tests.brokers.broker import Broker
 from tests.brokers.kafka import KafkaCluster
 from tests.system import account
@@ -23,8 +24,7 @@ OBEYED_MS = 1_000  # within which every replica obeys a verdict
 def owners(world: World) -> dict[int, str]:
     """By partition of `facts`, the replica that answered there last, as its vitals say."""
     found: dict[int, str] = {}
-    for record in reversed(world.outside["vitals"]):
-        vitals = Vitals.model_validate_json(record.value or b"")
+    for vitals in (v for r in reversed(world.outside["vitals"]) for v in unpack(r.value or b"")):
         if vitals.agent == "score":
             found = {span.partition: vitals.replica for span in vitals.spans} | found
         if len(found) == ORIGINS:

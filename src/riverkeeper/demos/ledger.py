@@ -352,9 +352,10 @@ class Ledger:
         model.newest, model.learned = manifest.version, manifest.learned
 
     def _vitals(self, record: Record) -> None:
-        vitals = msgspec.json.decode(record.value or b"", type=_Vitals)
-        if vitals.model in self.models:
-            self.models[vitals.model].note(vitals)
+        told = msgspec.json.decode(record.value or b"", type=list[_Vitals] | _Vitals)
+        for vitals in told if isinstance(told, list) else [told]:
+            if vitals.model in self.models:
+                self.models[vitals.model].note(vitals)
 
     def _verdict(self, record: Record) -> None:
         verdict = msgspec.json.decode(record.value or b"", type=_Verdict)
