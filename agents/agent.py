@@ -60,6 +60,7 @@ RESTART_WINDOW = 300.0  # seconds
 CLOCK_ACKS = 16  # acknowledgements by which the log's clock is known: a slow one tells it too early
 GONE_SECONDS = 12.0  # that a topic is not to be seen, in two looks at least, before it counts as deleted
 MAX_BACKOFF = 10.0  # seconds between restarts; a broker that is back is met within this
+TURNS_TO_SEND = 8  # of the event loop, by which aiokafka has a batch on the wire
 
 
 class AgentFailed(Exception):
@@ -214,11 +215,18 @@ class Session:
     target: frozenset[int] | None = None  # partitions assigned, not yet taken over
     news: asyncio.Event = field(default_factory=asyncio.Event)  # a target came, or a failure
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    sending: asyncio.Task[None] | None = None  # outputs of the last step, on their way
     over: bool = False
     failure: Exception | None = None  # of a hand-over: aiokafka logs and forgets what a listener raises
 
     def end(self) -> None:
         self.over = True
+
+    async def sent(self) -> None:
+        """Returns once all outputs are acknowledged; raises what befell them."""
+        task, self.sending = self.sending, None
+        if task is not None:
+            await task
 
     @asynccontextmanager
     async def at_work(self) -> AsyncIterator[None]:
@@ -256,6 +264,7 @@ class Agent(ABC):
         self._vitals_at = 0.0
         self._gone_since: dict[str, float] = {}  # topic -> monotonic seconds
         self.to_come = 1  # partitions of the batch at hand that are not processed yet
+        self._steps = 0
         self._log_ahead: deque[float] = deque(maxlen=CLOCK_ACKS)  # ms of the log's clock less monotonic ms
 
     # What a subclass provides.
@@ -311,9 +320,16 @@ class Agent(ABC):
     async def _write(self, session: Session, outs: Sequence[Out]) -> None:
         if not outs:
             return
+        steps = self._steps
         await session.writer.write(outs)
-        if session.writer.appended_ms is not None:
+        # An acknowledgement that a step kept waiting would tell the log's clock too early.
+        if session.writer.appended_ms is not None and steps == self._steps:
             self._log_ahead.append(session.writer.appended_ms - self.runtime.monotonic() * 1000)
+
+    async def acknowledged(self) -> None:
+        """Returns once all outputs of earlier steps are; raises what befell them."""
+        if self._session is not None:
+            await self._session.sent()
 
     # What a process does with an agent.
 
@@ -457,6 +473,8 @@ class Agent(ABC):
 
     async def _take_turn(self, session: Session) -> None:
         outdated = [owner for owner in session.owners.values() if owner.work.outdated()]
+        if outdated or (session.sending is not None and session.sending.done()):
+            await session.sent()
         for owner in outdated:
             await owner.settle()
             await owner.work.refresh()
@@ -484,9 +502,8 @@ class Agent(ABC):
         await self._checkpoint(session)
 
     async def _step(self, session: Session, batch: Batch) -> None:
-        outs: list[Out] = []
-        commits = []
-        everything: list[Out] = []
+        self._steps += 1
+        made: list[tuple[Owner, list[Out]]] = []
         shares = [
             (owner, share)
             for owner in session.owners.values()
@@ -494,27 +511,40 @@ class Agent(ABC):
         ]
         for done, (owner, share) in enumerate(shares):
             self.to_come = len(shares) - done
-            made = await owner.work.process(share)
-            everything += made
-            if self.transactional_outputs and self.runtime.transactions:
+            made.append((owner, await owner.work.process(share)))
+        outs = [out for _, mine in made for out in mine]
+        # Nothing of this step may stand in the log before all of the last one does: of what comes later a reader
+        # takes the earlier for repeats.
+        await session.sent()
+        if self.transactional_outputs and self.runtime.transactions:
+            for owner, _ in made:
                 await owner.settle()  # a producer has one transaction at a time
-                state = owner.entries(owner.work.snapshot(self.runtime.monotonic()))
-                commits.append(owner.writer.commit([*made, *state]))
-            else:
-                outs += made
-        await self._write(session, outs)
-        await _all(commits)
-        self.runtime.telemetry.wrote(self.name, everything)
+            now = self.runtime.monotonic()
+            states = [owner.entries(owner.work.snapshot(now)) for owner, _ in made]
+            sending = _all(
+                owner.writer.commit([*mine, *state])
+                for (owner, mine), state in zip(made, states, strict=True)
+            )
+        else:
+            sending = _named(self._write(session, outs))
+        session.sending = asyncio.create_task(self._send(session, sending, outs))
+        for _ in range(TURNS_TO_SEND):
+            await asyncio.sleep(0)
+
+    async def _send(self, session: Session, sending: Awaitable[None], outs: Sequence[Out]) -> None:
+        await sending
+        self.runtime.telemetry.wrote(self.name, outs)
         for owner in session.owners.values():
             owner.work.delivered()
 
     async def _checkpoint(self, session: Session) -> None:
-        """Starts the checkpoints that are due; all outputs up to here are acknowledged."""
+        """Starts the checkpoints that are due, once all outputs up to here are acknowledged."""
         now = self.runtime.monotonic()
         for owner in session.owners.values():
             if owner.committing is not None and owner.committing.done():
                 await owner.settle()
             if owner.committing is None and owner.work.due(now):
+                await session.sent()
                 await owner.work.prepare(now)
                 entries = owner.entries(owner.work.snapshot(now))
                 owner.committing = asyncio.create_task(self._commit(owner, entries))
@@ -567,6 +597,7 @@ class Agent(ABC):
                 self.runtime.telemetry.took_over(self.name)
 
     async def _stop_partitions(self, session: Session, gap: SourceGap) -> None:
+        await session.sent()
         for partition, owner in list(session.owners.items()):
             if gap.positions.keys() & owner.work.positions.keys():
                 del session.owners[partition]
@@ -594,6 +625,7 @@ class Agent(ABC):
         for tp in session.positions():
             self.runtime.telemetry.forget_lag(self.name, tp.topic, tp.partition)
         session.reader.read_from({})
+        await session.sent()
         owners = list(session.owners.values())
         await _all(self._part_with(owner, drained=drained) for owner in owners)
         session.owners.clear()
@@ -613,6 +645,9 @@ class Agent(ABC):
         session.over = True
         closing = [owner.close() for owner in session.owners.values()]
         session.owners.clear()
+        if session.sending is not None:
+            session.sending.cancel()
+            closing.append(session.sent())
         for outcome in await asyncio.gather(*closing, return_exceptions=True):
             if isinstance(outcome, Exception):
                 self.log.info("not closed in order", error=repr(outcome))

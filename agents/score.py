@@ -104,6 +104,9 @@ class ScoreWork(Tracked):
             return dead
         rows = self._pipeline.graph.extract(self._folds, [envelope for _, envelope in facts])
         self._agent.versions.recent.extend(row for row in rows[-64:] if not isinstance(row, FeatureFailure))
+        await (
+            self._agent.acknowledged()
+        )  # what is answered now is to be written now: leases end, deadlines pass
         self._agent.pace.begin(self._agent.runtime.monotonic())
         appended = [record.timestamp for record, _ in facts]
         self._agent.profile.see(rows, [envelope.time for _, envelope in facts], appended)

@@ -3,7 +3,7 @@
 import asyncio
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
@@ -16,10 +16,10 @@ from aiokafka import TopicPartition
 from riverkeeper.agents.ingest import Ingest
 from riverkeeper.agents.join import Join
 from riverkeeper.models.pipeline import Pipeline
-from riverkeeper.topics.log import Out
+from riverkeeper.topics.log import Out, Writer
 from riverkeeper.topics.messages import Envelope, Example, Origin, Prediction, Source
 from riverkeeper.topics.partition import partition
-from riverkeeper.topics.store import ORIGIN
+from riverkeeper.topics.store import ORIGIN, place
 from riverkeeper.topics.vitals import unpack
 from tests.agents.loop import (
     SMALL_STEPS,
@@ -31,6 +31,7 @@ from tests.agents.loop import (
     events,
     everything,
     fact_ids,
+    head_of,
     is_exact,
     made,
     produce,
@@ -166,6 +167,52 @@ async def keyed(broker: Broker, name: str, i: int) -> None:
     """One sale in a batch of its own, for the embedded broker forgets whole ones."""
     async with writing(broker) as writer:
         await writer.write([Out(name, 0, b"k", sale(i))])
+
+
+class TestOnTheWay:
+    async def test_one_step_is_worked_out_while_the_last_ones_outputs_are_on_their_way(
+        self, broker: Broker, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One, and no more; nothing is handed over before they are acknowledged."""
+        write, may_go, begun = Writer.write, asyncio.Event(), 0
+        may_go.set()
+
+        async def held_up(self: Writer, outs: Sequence[Out]) -> None:
+            nonlocal begun
+            if any(out.topic.endswith(".facts") for out in outs):
+                begun += 1
+                await may_go.wait()
+            await write(self, outs)
+
+        monkeypatch.setattr(Writer, "write", held_up)
+        limits = replace(SMALL_STEPS, max_batch=4, checkpoint_seconds=1_000.0)
+        async with made(broker, partitions=1) as pipeline:
+            source = TopicPartition(pipeline.topic("events"), 0)
+
+            async def kept() -> int:
+                return (await head_of(broker, pipeline, "ingest", 0)).positions[place(source)]
+
+            running = at_work(Ingest, pipeline, broker, limits)
+            await events(broker, pipeline, [1])
+            await until(partial(all_there, broker, pipeline, [1]))  # and, being the first, soon kept
+            session = running.agent._session
+            assert session is not None
+            await until(lambda: all(owner.committing is not None for owner in session.owners.values()))
+            may_go.clear()
+            await events(broker, pipeline, range(2, 20))
+            two_steps = 1 + 2 * limits.max_batch
+            await until(lambda: session.positions()[source] == two_steps)
+            stopping = asyncio.create_task(running.stop())
+            await asyncio.sleep(0.3)
+            assert session.positions()[source] == two_steps
+            assert (begun, await kept(), stopping.done()) == (2, 1, False)
+            may_go.set()
+            await stopping
+            assert await kept() >= two_steps
+            again = at_work(Ingest, pipeline, broker)
+            await until(partial(all_there, broker, pipeline, range(1, 20)))
+            await again.stop()
+            await is_exact(broker, pipeline, range(1, 20))
 
 
 class TestStopped:

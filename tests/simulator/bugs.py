@@ -32,17 +32,26 @@ BUGS = {
         "a checkpoint is begun before the outputs below it are acknowledged",
         Remedy(
             "agents/agent.py",
-            "        await self._write(session, outs)\n",
-            "        await self._checkpoint(session)\n        await self._write(session, outs)\n",
+            "                await session.sent()\n                await owner.work.prepare(now)\n",
+            "                await owner.work.prepare(now)\n",
         ),
     ),
     "outputs_not_awaited": Bug(
-        "outputs are sent, and nobody waits for them",
+        "outputs are sent while those of the step before are on their way, and nobody waits for these",
         Remedy(
             "agents/agent.py",
-            "        await self._write(session, outs)\n",
-            "        asyncio.ensure_future(self._write(session, outs))\n",
+            "        await session.sent()\n        if self.transactional_outputs",
+            "        if self.transactional_outputs",
         ),
+    ),
+    "handed_over_unsent": Bug(
+        "a rebalance makes state durable whose outputs are still on their way",
+        Remedy(
+            "agents/agent.py",
+            "        await session.sent()\n        owners = list(session.owners.values())\n",
+            "        owners = list(session.owners.values())\n",
+        ),
+        within=1_000,
     ),
     "no_fence": Bug(
         "every owner has a transactional id of its own, so that none is fenced",
@@ -114,8 +123,8 @@ BUGS = {
         "examples go out before the state that they come from",
         Remedy(
             "agents/agent.py",
-            "            if self.transactional_outputs and self.runtime.transactions:\n",
-            '            if self.transactional_outputs and self.name != "join":\n',
+            "        if self.transactional_outputs and self.runtime.transactions:\n",
+            '        if self.transactional_outputs and self.name != "join":\n',
         ),
     ),
     "overlapping_transactions": Bug(
@@ -123,7 +132,7 @@ BUGS = {
         Remedy(
             "agents/agent.py",
             "                await owner.settle()  # a producer has one",
-            "                # one",
+            "                pass  # one",
         ),
     ),
     "handed_over_after_failure": Bug(
