@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any
 
 import faust
 import structlog
-from aiokafka import AIOKafkaConsumer
-from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, Transport
 from faust.types import TP
 from mode import Service
 from msgspec import structs
@@ -25,36 +22,24 @@ from ..models.canary import Canary
 from ..models.routing import Routing
 from ..topics import stray
 from ..topics.connection import Connection
-from ..topics.log import Out, Record, Writer
-from ..topics.messages import Incident, Manifest, State, Verdict, Vitals
+from ..topics.log import Out, Writer
+from ..topics.messages import Incident, State, Verdict, Vitals
 from ..topics.tail import Tail
 from ..topics.vitals import unpack
 from . import incidents as episodes
 from .canary import steer
+from .faust_app import LEAVE_S, application, holds
 from .healths import Healths
-from .lifecycle import IN_TRAFFIC, Book, KnownVersion, decide, obeyed, operator_verdict
+from .known import Clock, Known, Pipeline, wall_clock
+from .lifecycle import IN_TRAFFIC, decide
 from .policies import Finding, Limits, Policy, fold, look, of_models, of_pipelines
 
 log = structlog.get_logger(__name__)
 
-R = TypeVar("R", Verdict, Incident, Manifest)
-
 TICK_S = 0.25  # between judgements: a quarter of the second in which a verdict is to be obeyed
 REISSUE_MS = 2_000  # a verdict not read back by then is written again: twenty polls of the reader
-SESSION_S = 6.0  # of the group; Faust's own 60 s would leave a dead supervisor's partition unheard
-HEARTBEAT_S = 1.5  # four per session
-# Nobody reads the table's changelog as a stream, nor vitals while there are none; Faust would call both
-# hanging after 300 s, and say so for ever. A supervisor that hears nothing is noticed by its seat in the group.
-IDLE_S = 10 * 365 * 86_400.0
-REQUEST_S = 15.0  # of one request, for its connection may be dead; twice as long as a rebalance
-COMMIT_S = 1.0  # between commits of vitals; what is repeated after a crash is known by its spans
-FETCH_WAIT_MS = 250  # the embedded broker holds an empty fetch this long; Faust's own 1500 would show
 LISTEN_S = 1.0  # between looks at whether Faust is in its group
 DEAF_S = 45.0  # out of the group; a rebalance takes seconds, a changelog's recovery not many more
-LEAVE_S = 2.0  # for what is starting to be up before it is stopped; Faust sleeps one second of that
-CUTS = 3  # of Faust's connections when it does not leave: aiokafka connects anew for the next request
-CUT_S = 0.3  # between two of them
-OBEY_S = 10.0  # an operator's verdict is read back within this, or the broker is in trouble
 HOLD = "hold"  # the policy of the alarm that shows it
 LOG = ""  # stands for the model in incidents that concern no single one
 ROUND_TICKS = 4  # ticks between looks at models without news
@@ -62,77 +47,6 @@ KEEP_S = (
     10.0  # between writes of health; a crash has as much read again, which takes a second with 100 models
 )
 MAX_UNKEPT = 20_000  # vitals folded and not kept; 40 MB, ten times what 100 models report in that time
-
-
-class Pipeline(Protocol):
-    """What the supervisor needs of a pipeline's declaration."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def models(self) -> Collection[str]:
-        """All models' names; a mapping by name will do."""
-
-    @property
-    def serving(self) -> Collection[str]:
-        """The names of those with traffic."""
-
-    @property
-    def fallback(self) -> str:
-        """The model that answers for others; "" if only the constant does."""
-
-
-Clock = Callable[[], int]
-
-
-def wall_clock() -> int:
-    """Epoch milliseconds."""
-    return time.time_ns() // 1_000_000
-
-
-class Known:
-    """What was read back: verdicts as routing and episodes, versions, incidents."""
-
-    def __init__(self, models: Iterable[str], live: Iterable[str], limits: Limits) -> None:
-        self.book = Book.declared(models, live)
-        self.episodes: episodes.Episodes = {}
-        self.incidents: dict[str, Incident] = {}
-        self.versions: dict[str, dict[int, KnownVersion]] = {}
-        self._limits = limits
-
-    def verdict(self, record: Record) -> None:
-        verdict = _read(Verdict, record)
-        if verdict is None:
-            return
-        before = self.book.routing.routes.get(verdict.model)
-        self.book = self.book.obey(record.offset, verdict, self._limits)
-        if before is not None and obeyed(self.book.routing, record.offset, verdict):
-            self.episodes = episodes.obey(self.episodes, verdict, before.line)
-
-    def incident(self, record: Record) -> None:
-        incident = _read(Incident, record)
-        if incident is not None:
-            self.incidents[incident.id] = episodes.folded(self.incidents.get(incident.id), incident)
-
-    def model(self, record: Record) -> None:
-        """A manifest adds a version; a tombstone on it or on a chunk ends what can be restored."""
-        model, version, *chunk = _key_parts(record)
-        if not version.isdecimal():
-            return
-        versions = self.versions.setdefault(model, {})
-        if not chunk and record.value is not None:
-            manifest = _read(Manifest, record)
-            if manifest is not None:
-                versions[manifest.version] = KnownVersion.of(manifest)
-        elif record.value is None and (known := versions.get(int(version))):
-            versions[int(version)] = replace(known, kept=False)
-
-    def untold(self, written: Mapping[str, Incident]) -> list[Incident]:
-        """Incidents that are not written as the verdicts tell them. A resolved one is final."""
-        live = [e for id_, e in self.episodes.items() if id_ not in written or not written[id_].resolved]
-        told = [episodes.told(e, self.versions.get(e.incident.model, {})) for e in live]
-        told = [episodes.folded(written.get(i.id), i) for i in told]
-        return [i for i in told if written.get(i.id) != i]
 
 
 class Deaf(Exception):
@@ -243,7 +157,7 @@ class Supervisor(Service):
         """Stops Faust. Cancelled or stopped halfway through its start it would leave a thread behind."""
         if self._joining is None:
             return
-        await _hold(lambda: self._app.tables.started or self._is_joined(), LEAVE_S)
+        await holds(lambda: self._app.tables.started or self._is_joined(), LEAVE_S)
         await self._app.stop()
         await asyncio.wait([self._joining], timeout=LEAVE_S)
 
@@ -282,24 +196,7 @@ class Supervisor(Service):
     # --- Faust ---
 
     def _build(self, name: str) -> tuple[faust.App, Any]:
-        app = _App(
-            f"{name}.supervisor",
-            **self._connection.faust_options(),
-            web_enabled=False,
-            autodiscover=False,
-            topic_allow_declare=False,
-            topic_disable_leader=True,
-            broker_session_timeout=SESSION_S,
-            broker_rebalance_timeout=SESSION_S,
-            broker_heartbeat_interval=HEARTBEAT_S,
-            broker_commit_interval=COMMIT_S,
-            broker_request_timeout=REQUEST_S,
-            stream_processing_timeout=IDLE_S,
-            stream_wait_empty=False,  # for what is not acknowledged: that waits for health to be written
-            store="memory://",
-        )
-        app.transport = _Transport(app.conf.broker_consumer, app)
-        app.on_rebalance_complete.connect(_hold_flow)
+        app = application(f"{name}.supervisor", self._connection)
         vitals = app.topic(
             f"{name}.vitals", key_serializer="raw", value_type=bytes, value_serializer="raw", partitions=1
         )
@@ -467,165 +364,6 @@ class Supervisor(Service):
         )
 
 
-class Overruled(Exception):
-    """Another verdict on the model came first; what was asked for has not happened."""
-
-    def __init__(self, first: Verdict) -> None:
-        super().__init__(f"{first.model}: {first.by} decided {first.state} meanwhile: {first.reason}")
-        self.first = first
-
-
-async def issue(
-    connection: Connection,
-    pipeline: Pipeline,
-    model: str,
-    state: State,
-    reason: str,
-    *,
-    by: str,
-    clock: Clock = wall_clock,
-    writer: Writer | None = None,
-) -> Verdict:
-    """An operator's verdict, written and read back in force.
-
-    `writer` is started and stopped here. Raises KeyError for an undeclared model, Overruled if another
-    verdict came first, and TimeoutError if the verdicts cannot be read or written in time: it may then
-    be in force or not.
-    """
-    hand = _Hand(pipeline, model)
-    tail = Tail(connection, hand.topic, hand.read)
-    writer = writer or Writer(connection)
-    try:
-        async with asyncio.timeout(OBEY_S):
-            await tail.start()
-            await writer.start()
-            return await _issue(hand, tail, writer, model, state, reason, by, clock)
-    finally:
-        await tail.stop()
-        await writer.stop()
-
-
-async def _issue(
-    hand: _Hand, tail: Tail, writer: Writer, model: str, state: State, reason: str, by: str, clock: Clock
-) -> Verdict:
-    running = asyncio.create_task(tail.run())
-    try:
-        await tail.sync()
-        verdict = operator_verdict(hand.routing, model, state, reason, clock(), by)
-        await writer.write([Out(hand.topic, 0, model.encode(), verdict.encode())])
-        await tail.sync()
-    finally:
-        running.cancel()
-    first = next(v for v in hand.in_force if v.follows == verdict.follows)
-    if first != verdict:
-        raise Overruled(first)
-    return verdict
-
-
-class _Hand:
-    """The verdicts in force on one model, as an operator's command reads them."""
-
-    def __init__(self, pipeline: Pipeline, model: str) -> None:
-        self.topic = f"{pipeline.name}.verdicts"
-        self.routing = Routing.declared(pipeline.models, pipeline.serving)
-        self.in_force: list[Verdict] = []
-        self._model = model
-
-    def read(self, record: Record) -> None:
-        verdict = _read(Verdict, record)
-        if verdict is None:
-            return
-        self.routing = self.routing.obey(record.offset, verdict)
-        if verdict.model == self._model and obeyed(self.routing, record.offset, verdict):
-            self.in_force.append(verdict)
-
-
 def topics_needed(pipeline_name: str) -> dict[str, int]:
     """Partitions of the topics that Faust needs before the start; the store is compacted."""
     return {f"{pipeline_name}.vitals": 1, f"{pipeline_name}.supervisor.store": 1}
-
-
-def _read(kind: type[R], record: Record) -> R | None:
-    return None if record.value is None else _parse(kind, record.value, f"{record.topic}/{record.offset}")
-
-
-def _parse(kind: type[R], value: bytes, where: str) -> R | None:
-    """None for what is no such record: one foreign record must not silence the supervisor."""
-    try:
-        return kind.model_validate_json(value)
-    except ValidationError as error:
-        log.warning("unreadable", where=where, kind=kind.__name__, error=str(error))
-        return None
-
-
-def _key_parts(record: Record) -> list[str]:
-    """[model, version] of a manifest, with hash and number of a chunk; a foreign key has no version."""
-    parts = (record.key or b"").decode(errors="replace").split("/")
-    return parts if len(parts) > 1 else [*parts, ""]
-
-
-class _App(faust.App):
-    def _create_directories(self) -> None:
-        """None: the table is in memory, and the directory that a supervisor runs in may not be written."""
-
-
-async def _hold_flow(app: Any, /, *_: Any, **__: Any) -> None:
-    """Lets nothing through until Faust has sought what is committed, and resumes the flow itself.
-
-    It lets partitions go on before it seeks. What is fetched in between is known as read by the time that
-    the seek has it fetched again, and thrown out of the agent's queue at the resumption: lost.
-    """
-    app.consumer.stop_flow()
-
-
-class _Thread(AIOKafkaConsumerThread):
-    """Faust's consumer with a shorter wait: the embedded broker holds an empty fetch to its end."""
-
-    def _create_worker_consumer(self, transport: Transport) -> AIOKafkaConsumer:
-        consumer = super()._create_worker_consumer(transport)
-        assert hasattr(consumer, "_fetch_max_wait_ms"), "aiokafka keeps it elsewhere now"
-        consumer._fetch_max_wait_ms = FETCH_WAIT_MS
-        return consumer
-
-    async def stop(self) -> None:
-        """Returns once the thread has ended: mode ignores a stop that comes while it starts."""
-        worker = self._thread
-        if worker is not None:
-            await _hold(lambda: self.started or not worker.is_alive(), LEAVE_S)
-        await super().stop()
-        if worker is not None:
-            await asyncio.to_thread(worker.join, LEAVE_S)
-
-    async def on_thread_stop(self) -> None:
-        """Leaves the group; cuts the connections if that takes longer than LEAVE_S.
-
-        aiokafka's consumer does not stop before its JoinGroup is answered, for which a broker may
-        take a session's time and more.
-        """
-        leaving = asyncio.create_task(super().on_thread_stop())
-        done, _ = await asyncio.wait([leaving], timeout=LEAVE_S)
-        for _cut in range(CUTS):
-            if not done and self._consumer is not None:
-                await self._consumer._client.close()
-                done, _ = await asyncio.wait([leaving], timeout=CUT_S)
-        if not done:
-            leaving.cancel()
-        await asyncio.gather(leaving, return_exceptions=True)
-        if self._consumer is not None:
-            await self._consumer._client.close()
-
-
-async def _hold(condition: Callable[[], bool], seconds: float) -> None:
-    """Waits for what another library's state says, as long as that."""
-    end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:  # noqa: ASYNC110  Faust tells nobody
-        await asyncio.sleep(0.02)
-
-
-class _Consumer(Consumer):
-    def _new_consumer_thread(self) -> AIOKafkaConsumerThread:
-        return _Thread(self, loop=self.loop, beacon=self.beacon)
-
-
-class _Transport(Transport):
-    Consumer = _Consumer

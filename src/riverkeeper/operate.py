@@ -11,8 +11,9 @@ from pydantic import ValidationError
 from .models.features import PipelineError, did_you_mean
 from .models.pipeline import load, name_of
 from .models.routing import Routing
-from .supervisor.app import issue, wall_clock
+from .supervisor.known import wall_clock
 from .supervisor.lifecycle import OPERATOR
+from .supervisor.operator import issue
 from .topics.catalog import Catalog
 from .topics.connection import Connection
 from .topics.log import Out, Record, Writer

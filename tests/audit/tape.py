@@ -17,7 +17,7 @@ from riverkeeper.audit.ledger import ORDER, Ledger
 from riverkeeper.audit.report import Finding, Notebook, Topic
 from riverkeeper.audit.rule import Extent, Horizon
 from riverkeeper.audit.scratch import Scratch
-from riverkeeper.supervisor.app import issue
+from riverkeeper.supervisor.operator import issue
 from riverkeeper.topics.messages import Prediction, State
 from tests.brokers.broker import Broker
 from tests.system.harness import SIGNING_KEY, Event, World, world

@@ -65,6 +65,7 @@ class ByHand:
 
     async def turn(self) -> None:
         await self.agent._take_turn(self.session)
+        await self.session.sent()
 
     async def read_to(self, topic: str, *ends: int) -> None:
         """Turns until everything below `ends`, by partition, was read and its outputs are acknowledged."""

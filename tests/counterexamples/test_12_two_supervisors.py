@@ -14,8 +14,8 @@ import pytest
 from riverkeeper import Pipeline
 from riverkeeper.agents.follow import Verdicts
 from riverkeeper.models.routing import Routing
-from riverkeeper.supervisor.app import Overruled, issue
 from riverkeeper.supervisor.lifecycle import operator_verdict
+from riverkeeper.supervisor.operator import Overruled, issue
 from riverkeeper.topics.catalog import family
 from riverkeeper.topics.connection import Connection
 from riverkeeper.topics.log import Out, Record, Writer

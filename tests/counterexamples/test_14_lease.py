@@ -16,7 +16,7 @@ from river import base
 
 from riverkeeper import Model
 from riverkeeper.agents.score import Score
-from riverkeeper.supervisor.app import issue
+from riverkeeper.supervisor.operator import issue
 from riverkeeper.topics.embedded import EmbeddedBroker
 from riverkeeper.topics.messages import Reason, Source, State
 from tests.agents.loop import made

@@ -24,8 +24,8 @@ from tests.topics.logs import connection, records
 
 REMEDIES = [
     Remedy(
-        "supervisor/app.py",
-        "            broker_session_timeout=SESSION_S,\n            broker_rebalance_timeout=SESSION_S,\n",
+        "supervisor/faust_app.py",
+        "        broker_session_timeout=SESSION_S,\n        broker_rebalance_timeout=SESSION_S,\n",
         "",
         what="a session of 6 s",
     ),

@@ -14,8 +14,10 @@ from faust.types import TP
 
 from riverkeeper.models.features import PipelineError
 from riverkeeper.operate import hold
-from riverkeeper.supervisor.app import KEEP_S, Overruled, Supervisor, _Consumer, issue, topics_needed
+from riverkeeper.supervisor.app import KEEP_S, Supervisor, topics_needed
+from riverkeeper.supervisor.faust_app import Consumer
 from riverkeeper.supervisor.healths import Healths
+from riverkeeper.supervisor.operator import Overruled, issue
 from riverkeeper.supervisor.policies import Health, Limits
 from riverkeeper.topics.catalog import Catalog, Replication, TopicSpec, create_embedded
 from riverkeeper.topics.connection import Connection
@@ -196,16 +198,16 @@ async def test_what_is_fetched_while_faust_seeks_is_not_lost(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not even if the seek is slow, and the agent too, so that much is in its queue at the end of the seek."""
-    seek = _Consumer.seek_to_committed
+    seek = Consumer.seek_to_committed
 
-    async def slow(self: _Consumer) -> Mapping[TP, int]:
+    async def slow(self: Consumer) -> Mapping[TP, int]:
         await asyncio.sleep(0.1)
         return await seek(self)
 
     async with running(world, keep_s=0.0) as first:
         await world.score(line=0, version=1, asked=1)
         await until(lambda: asked(first) == 1)
-    monkeypatch.setattr(_Consumer, "seek_to_committed", slow)
+    monkeypatch.setattr(Consumer, "seek_to_committed", slow)
     for _ in range(500):
         await world.score(line=0, version=1, asked=1)
     async with running(world, keep_s=0.0) as second:

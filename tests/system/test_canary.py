@@ -7,7 +7,7 @@ from collections import defaultdict
 import msgspec
 
 from riverkeeper.models.canary import point
-from riverkeeper.supervisor.app import issue
+from riverkeeper.supervisor.operator import issue
 from riverkeeper.topics.messages import Prediction, State
 from tests.brokers.broker import Broker
 from tests.system import account

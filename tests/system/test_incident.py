@@ -10,8 +10,8 @@ import pytest
 
 from riverkeeper.incident import acknowledge, read, rows, show
 from riverkeeper.models.features import PipelineError
-from riverkeeper.supervisor.app import issue
 from riverkeeper.supervisor.incidents import ACKNOWLEDGED, Stage, stage
+from riverkeeper.supervisor.operator import issue
 from riverkeeper.supervisor.postmortem import began_ms, stretch
 from riverkeeper.topics.messages import Incident, Prediction, Source, State
 from tests.brokers.broker import Broker

@@ -7,7 +7,7 @@ from itertools import chain, islice
 
 import msgspec
 
-from riverkeeper.supervisor.app import issue
+from riverkeeper.supervisor.operator import issue
 from riverkeeper.topics.messages import Prediction, Reason, Source, State, Verdict
 from riverkeeper.topics.vitals import unpack
 from tests.brokers.broker import Broker

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 
 import msgspec
 
-from riverkeeper.supervisor.app import issue
+from riverkeeper.supervisor.operator import issue
 from riverkeeper.supervisor.policies import Limits
 from riverkeeper.topics.messages import (
     Example,
