@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-import msgspec
 import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -15,6 +14,7 @@ from riverkeeper.process import topics_of
 from riverkeeper.skip import skip
 from riverkeeper.topics.catalog import Catalog, Replication
 from riverkeeper.topics.messages import Incident
+from riverkeeper.topics.vitals import unpack
 from tests.brokers.kafka import KafkaCluster
 from tests.faults.trial import Trial
 from tests.system.harness import WAIT_S, Replica
@@ -58,8 +58,8 @@ async def ended(replica: Replica) -> str:
 
 def troubles(trial: Trial) -> set[str]:
     """By what agents say of partitions that they do not work on."""
-    said = (msgspec.json.decode(r.value or b"", type=dict) for r in trial.outside["vitals"])
-    return {v["trouble"] for v in said if v.get("trouble")}
+    said = (v.trouble for r in trial.outside["vitals"] for v in unpack(r.value or b""))
+    return {trouble for trouble in said if trouble}
 
 
 def alarmed(trial: Trial, place: str) -> Callable[[], bool]:
