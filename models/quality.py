@@ -43,6 +43,18 @@ def residual(answer: Answer, label: LabelValue) -> float | None:
     return float(label) - answer
 
 
+def wrong(task: Task, answer: Answer, label: LabelValue) -> bool | None:
+    """Whether another class was held for likelier than what came true; None of a number, which has no classes.
+
+    Bounded, unlike the log loss: a few sure and wrong answers do not hide how many are wrong.
+    """
+    if task == "regression":
+        return None
+    if isinstance(answer, dict):
+        return max(answer, key=answer.__getitem__) != str(label)
+    return (answer > 0.5) is not bool(label)
+
+
 def moved(before: Answer, after: Answer) -> float:
     """How far an answer moved: the difference of numbers, the greatest of a class's probabilities."""
     if isinstance(before, dict) and isinstance(after, dict):

@@ -25,7 +25,7 @@ from ..topics.messages import (
 from .fastpath import Scorer
 from .pipeline import SHED_STRETCH, Pipeline
 from .profile import MAX_SLICES, slices_of
-from .quality import Task, learn, learn_many, loss, moved, residual
+from .quality import Task, learn, learn_many, loss, moved, residual, wrong
 from .routing import Route
 from .sketch import merged, moments
 from .unpickle import AllowList
@@ -205,7 +205,8 @@ class Student:
         self._seen.error.add(*pair)
         if example.source is Source.MODEL and example.model != self.name:
             self._seen.beside(pair[0], loss(task, example.served, example.label))
-        return [_Compared(example, *pair, residual(answer, example.label))]
+        told = residual(answer, example.label), wrong(task, answer, example.label)
+        return [_Compared(example, *pair, *told)]
 
     def due(self, now: float) -> bool:
         """Whether a version should be published; `now` is monotonic seconds."""
@@ -317,6 +318,7 @@ class Student:
             errors=seen.errors,
             baselines=seen.baselines,
             products=min(seen.products, MAX_LOSS),
+            wrong=seen.wrong,
             against=moments(seen.against),
             against_error=min(sum(seen.against_errors), MAX_LOSS),
             residuals=seen.residuals,
@@ -381,6 +383,7 @@ class _Compared(NamedTuple):
     error: float
     baseline: float
     residual: float | None
+    wrong: bool | None
 
 
 class _Seen:
@@ -389,6 +392,7 @@ class _Seen:
     def __init__(self) -> None:
         self.errors, self.baselines, self.residuals = Moments(), Moments(), Moments()
         self.products = 0.0
+        self.wrong: int | None = None
         self.against: list[float] = []  # own error minus that of what another model served
         self.against_errors: list[float] = []  # the latter
         self.golden: list[float] = []  # by version, how far the answers to the golden facts moved
@@ -404,6 +408,8 @@ class _Seen:
         self.errors = merged(self.errors, moments([each.error for each in compared]))
         self.baselines = merged(self.baselines, moments([each.baseline for each in compared]))
         self.products += sum(each.error * each.baseline for each in compared)
+        if any(each.wrong is not None for each in compared):
+            self.wrong = (self.wrong or 0) + sum(each.wrong is True for each in compared)
         self.residuals = merged(self.residuals, _residuals(compared))
         parts: dict[str, list[_Compared]] = {}
         for each in compared if slices else ():

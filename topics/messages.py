@@ -343,6 +343,7 @@ class Vitals(ControlRecord):
     against_error: float = 0.0  # learn: sum of those others' errors
     products: float = 0.0  # learn: sum of error times baseline error, for the variance of their difference
     residuals: Moments = Moments()  # learn: label minus answer, by probability for classes
+    wrong: int | None = None  # learn: of `errors.count` answers, those that held another class for likelier
     delays: Moments = Moments()  # join: seconds from a prediction's append to its outcome's
     golden: Moments = Moments()  # learn: how far answers to the golden facts moved, one per version
 

@@ -76,6 +76,7 @@ def _part(vitals: Vitals, share: float) -> Vitals:
         "golden",
         "slices",
         "products",
+        "wrong",
         "against",
         "against_error",
     )

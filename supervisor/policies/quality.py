@@ -19,6 +19,7 @@ from .sequential import BLOCK, DEPENDENCE, Block, Evidence, Floor, Trail
 QUALITY = "quality"
 
 OWN = Floor(young=0.5, mature=0.15, relative=True)  # of the error's mean
+WRONG = Floor(young=0.1, mature=0.02)  # of the share of wrong answers
 MAX_SLICES = 16  # judged by themselves, those that came first
 SLICE_SHIFT = 0.25  # of a standard deviation of the difference that a slice may be worse by
 
@@ -48,12 +49,13 @@ class Difference(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Memories(Memory, frozen=True):
     paired: Difference = Difference()
     own: Trail = Trail()
+    wrong: Trail = Trail()  # of the share of answers that held another class for likelier
     slices: dict[str, Difference] = {}
     served: Block = Block()  # own error minus that of what another model served, since the verdict in force
     served_error: float = 0.0  # sum of the latter
 
     def renewed(self, since_ms: int) -> Memory:
-        return Memories(since_ms=since_ms, own=self.own.renewed())
+        return Memories(since_ms=since_ms, own=self.own.renewed(), wrong=self.wrong.renewed())
 
 
 def quality(health: Health, vitals: Vitals | None, now: int, limits: Limits) -> tuple[Health, list[Finding]]:
@@ -73,7 +75,12 @@ def quality(health: Health, vitals: Vitals | None, now: int, limits: Limits) -> 
         health = replace(health, examples=window).remember(QUALITY, known)
     if vitals is not None:
         return health, []
-    found = [_baseline(health, known, limits, now), _own(known, limits), _slice(known, limits)]
+    found = [
+        _baseline(health, known, limits, now),
+        _own(known, limits),
+        _wrong(known, limits),
+        _slice(known, limits),
+    ]
     return health, [f for f in found if f is not None]
 
 
@@ -85,8 +92,13 @@ def _seen(known: Memories, vitals: Vitals, limits: Limits) -> Memories:
         if each.worse.count and (name in slices or len(slices) < MAX_SLICES):
             worse = _block(vitals, each.worse)
             slices[name] = slices.get(name, Difference()).after(worse, limits, SLICE_SHIFT)
+    wrong = known.wrong
+    if vitals.wrong is not None:
+        share = Block(vitals.from_ms, vitals.to_ms, vitals.errors.count, vitals.wrong, vitals.wrong)
+        wrong = wrong.after(share, WRONG, limits.season_ms, limits.log_odds, share=True)
     return replace(
         known,
+        wrong=wrong,
         paired=known.paired.after(_difference(vitals, limits.margin), limits),
         own=known.own.after(_block(vitals, vitals.errors), OWN, limits.season_ms, limits.log_odds),
         slices=slices,
@@ -143,6 +155,16 @@ def _own(known: Memories, limits: Limits) -> Finding | None:
     last, usual = known.own.last, known.own.mean
     reason = f"error {last:.4g}; it used to be {usual:.4g}"
     return Finding(QUALITY, reason, since_ms, {"error": last, "usual": usual})
+
+
+def _wrong(known: Memories, limits: Limits) -> Finding | None:
+    """The log loss of a classifier has a heavy tail, in which a concept that has changed may drown for long."""
+    since_ms = known.wrong.up.against(limits.log_odds)
+    if since_ms is None:
+        return None
+    last, usual = known.wrong.last, known.wrong.mean
+    reason = f"{last:.1%} of answers are wrong; {usual:.1%} used to be"
+    return Finding(QUALITY, reason, since_ms, {"wrong": last, "usual": usual})
 
 
 def _slice(known: Memories, limits: Limits) -> Finding | None:

@@ -284,6 +284,7 @@ def test_the_error_is_of_what_was_served_and_waits_for_the_warm_up() -> None:
     assert vitals.labelled == 10 and vitals.learned == 10 and vitals.spans == (Span(0, 10, 20),)
     assert vitals.error == pytest.approx(sum(abs(5.0 - float(e.label)) for _, e in served))
     assert vitals.baseline_error == pytest.approx(sum(abs(float(e.label)) for _, e in served))
+    assert vitals.wrong is None
 
 
 def test_an_estimator_that_raises_costs_its_own_examples_only() -> None:

@@ -1,6 +1,7 @@
 """`python -m tests.judgement`: tells every story, and prints what became of it as a table.
 
-With `--months N` it also runs N calm months; with `--write PATH` it puts the table between the marks in PATH.
+With `--months N` it also runs N calm months; with `--write PATH` it puts the table between the marks in PATH. With
+`--streams SEEDS` it runs the published streams instead, and draws beside PATH.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from pathlib import Path
 import click
 import structlog
 
+from tests.judgement import drifts
 from tests.judgement.calm import month
+from tests.judgement.detectors import OURS
 from tests.judgement.story import Row, twin_of
 
 HERE = Path(__file__).parent
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 HEAD = (
     "| behaviour | found by | after, windows | minutes | action | error before → meanwhile | well again, h |\n"
     "|---|---|---:|---:|---|---|---:|"
@@ -70,20 +72,38 @@ def months(count: int) -> str:
     return "\n".join([*lines, *(f"- {each}" for each in told)])
 
 
+def streams(seeds: int, page: Path | None) -> str:
+    """Runs them all, and keeps the record that the table and the drawings are made of."""
+    runs = []
+    for run in drifts.measure(seeds):
+        runs.append(run)
+        click.echo(f"{run.stream}, seed {run.seed}: {run.alarms[OURS]}", err=True)
+    drifts.write(runs)
+    for name, drawing in drifts.drawings(runs).items() if page else ():
+        (page or HERE).with_name(name).write_text(str(drawing))
+    return drifts.table(runs)
+
+
+def put(page: Path, name: str, text: str) -> None:
+    """Between the marks of that name."""
+    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+    marked = re.compile(f"{begin}.*{end}", re.DOTALL)
+    page.write_text(marked.sub(lambda _: f"{begin}\n{text}\n{end}", page.read_text()))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--months", type=int, default=0)
+    parser.add_argument("--streams", type=int, nargs="?", const=3, default=0, metavar="SEEDS")
     parser.add_argument("--write", type=Path)
     chosen = parser.parse_args()
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
-    text = table(stories())
+    text = streams(chosen.streams, chosen.write) if chosen.streams else table(stories())
     if chosen.months:
         text += "\n\n" + months(chosen.months)
     click.echo(text)
     if chosen.write:
-        page = chosen.write.read_text()
-        marked = re.compile(f"{BEGIN}.*{END}", re.DOTALL)
-        chosen.write.write_text(marked.sub(lambda _: f"{BEGIN}\n{text}\n{END}", page))
+        put(chosen.write, "streams" if chosen.streams else "table", text)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,7 @@ from riverkeeper import (
     fold,
 )
 from riverkeeper.models.pipeline import load, unseeded
-from riverkeeper.models.quality import Task, learn, loss, metric_name, predict
+from riverkeeper.models.quality import Task, learn, loss, metric_name, predict, wrong
 
 
 class Departure(Fact, frozen=True):
@@ -584,6 +584,22 @@ def test_an_answer_that_is_missing_is_never_admitted() -> None:
 )
 def test_loss(task: Task, answer: Any, label: Any, expected: float) -> None:
     assert loss(task, answer, label) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("task", "answer", "label", "expected"),
+    [
+        ("binary", 0.51, True, False),
+        ("binary", 0.51, False, True),
+        ("binary", 0.5, False, False),
+        ("multiclass", {"a": 0.4, "b": 0.6}, "b", False),
+        ("multiclass", {"1": 0.7, "2": 0.3}, 2, True),
+        ("multiclass", {"a": 1.0}, "c", True),
+        ("regression", 3.0, 4.0, None),
+    ],
+)
+def test_wrong(task: Task, answer: Any, label: Any, expected: bool | None) -> None:
+    assert wrong(task, answer, label) is expected
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from riverkeeper.supervisor.policies import (
     merge,
     of_models,
 )
+from riverkeeper.supervisor.policies.sequential import GRAINS
 from riverkeeper.topics.messages import Span, Vitals
 
 LIMITS = Limits()
@@ -162,6 +163,41 @@ def test_quality_finds_the_change() -> None:
     while not stream.policies():
         stream.learn(40, 3.0)
     assert stream.found()[0].onset_ms == began
+
+
+def classified(stream: Stream, wrong: int | None) -> Stream:
+    """100 answers more, with the log loss of a few that were sure and wrong: its tail hides all else."""
+    sure = {"count": 100, "total": 40.0, "squares": 900.0, "low": 0.0, "high": 30.0}
+    return stream.learn(100, 0.4, errors=sure, baselines=sure | {"total": 70.0}, wrong=wrong)
+
+
+def seasoned(wrong: int) -> Stream:
+    """More than a season of examples, a block of history with each record."""
+    stream = Stream(step_ms=2 * LIMITS.season_ms // GRAINS)
+    for _ in range(GRAINS // 2 + 10):
+        assert classified(stream, wrong).policies() == []
+    return stream
+
+
+@pytest.mark.parametrize(("before", "after"), [(10, 30), (2, 15), (40, 75)])
+def test_answers_that_are_wrong_more_often_are_found(before: int, after: int) -> None:
+    stream = seasoned(before)
+    began = stream.now
+    while not stream.policies():
+        classified(stream, after)
+        assert stream.now - began < 50 * stream.step_ms
+    (finding,) = stream.found()
+    assert finding.policy == QUALITY and not finding.grave
+    assert finding.evidence == pytest.approx({"wrong": after / 100, "usual": before / 100}, rel=0.2)
+    assert finding.onset_ms == began
+
+
+@pytest.mark.parametrize("after", [10, 5, 13, None])
+def test_answers_that_are_about_as_often_wrong_are_not(after: int | None) -> None:
+    stream = seasoned(10)
+    for _ in range(300):
+        classified(stream, after)
+        assert stream.policies() == []
 
 
 def test_a_record_that_overlaps_counts_for_its_new_part() -> None:
