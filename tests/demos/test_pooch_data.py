@@ -14,8 +14,10 @@ from riverkeeper.demos.pooch_data import (
     FOLLOWERS,
     HOME,
     PEDIGREE_WORDS,
+    PUPPIES,
+    PUPPY_FOLLOWERS,
     REGIONS,
-    STAR_FOLLOWERS,
+    STAR_REACH,
     UNLIKED,
     Mood,
     post,
@@ -23,7 +25,7 @@ from riverkeeper.demos.pooch_data import (
 )
 
 POSTS = 2_000
-SHOW = Mood(show=1.0)
+SHOW = Mood(show=True)
 
 
 def calm(number: int) -> Mood | None:
@@ -72,7 +74,7 @@ def test_likes_come_after_their_post_in_the_order_of_time_and_once_at_most() -> 
     assert 0.5 * UNLIKED < 1 - len(liked) / POSTS < 2 * UNLIKED, "some likes never come"
 
 
-@pytest.mark.parametrize("mood", [CALM, SHOW, Mood(show=0.3), Mood(pedigrees=True)])
+@pytest.mark.parametrize("mood", [CALM, SHOW, Mood(show=True, puppies=True), Mood(pedigrees=True)])
 def test_likes_are_whole_and_never_negative(mood: Mood) -> None:
     likes = [post(3, number, mood).likes for number in range(300)]
     assert min(likes) >= 0 and all(each == int(each) for each in likes)
@@ -83,12 +85,19 @@ def test_shows_are_abroad_and_about_large_accounts() -> None:
     stars = 0
     for number in range(500):
         before, after = post(1, number), post(1, number, SHOW)
-        if before.dog.region != HOME and before.dog.followers > 10**STAR_FOLLOWERS:
-            assert after.likes > 5 * before.likes
+        if before.dog.region != HOME and before.dog.followers > 10**STAR_REACH:
+            assert after.likes > 1.5 * before.likes
             stars += 1
         else:
             assert after == before
     assert stars > 0
+
+
+def test_puppies_come_from_abroad_and_have_hardly_a_follower() -> None:
+    found = [post(1, number, Mood(puppies=True)) for number in range(500)]
+    puppies = [each for each in found if each.dog.followers <= PUPPY_FOLLOWERS]
+    assert abs(len(puppies) / len(found) - PUPPIES) < 0.1
+    assert HOME not in {each.dog.region for each in puppies}
 
 
 def test_every_region_posts_and_an_event_has_its_dogs_key() -> None:

@@ -15,6 +15,7 @@ from aiokafka import AIOKafkaProducer
 
 from ..models.pipeline import Pipeline
 from ..settings import Settings
+from ..topics.embedded import MAX_BATCH_BYTES
 from .app import App
 from .bridge import Bridge
 from .kennel import Kennel
@@ -23,9 +24,11 @@ from .pooch import pooch, pooch_2
 from .pooch_data import CALM, Mood, stream
 from .stage import Ending, ledger_of, watcher_of
 
-PACE = 450.0  # events/s; with the likes that is some 235 posts/s
-AHEAD = 600  # events on their way; with fewer, a burst of pedigrees would not fill a batch
+PACE = 350.0  # events/s; with the likes that is some 180 posts/s
+AHEAD = 600  # events of producers on their way: two seconds of them
+AHEAD_BESIDE = 4_000  # of what is copied; nobody waits for these answers
 CHUNK = 100  # events sent before their acknowledgements are awaited
+LINGER_MS = 20  # a burst goes as one batch to each partition: the embedded broker hands out one per fetch
 TICK_SECONDS = 0.05  # between two looks at how things stand
 STALL_SECONDS = 45.0  # without a new record; a process starts within 5, and a takeover takes 10
 QUIET_SECONDS = 1.0  # without a new record: nothing is on its way any more
@@ -63,7 +66,11 @@ class Network:
             connection, pooch.topic("events"), pooch_2.topic("events"), pooch.partitions, self._room_beside
         )
         self._producer = AIOKafkaProducer(
-            **connection.client_options(), acks="all", enable_idempotence=True, linger_ms=5
+            **connection.client_options(),
+            acks="all",
+            enable_idempotence=True,
+            linger_ms=LINGER_MS,
+            max_batch_size=MAX_BATCH_BYTES // 4,
         )
         self._events = stream(seed, self._mood_of)
         self._over = False  # nothing more is posted
@@ -153,10 +160,8 @@ class Network:
         return until()
 
     async def burst(self, posts: int) -> None:
-        """Posts some more than so many at once, and does not look whether there is room."""
-        last = self.posts + posts
-        while self.posts < last and not self.stop.is_set():
-            await self._send(CHUNK)
+        """Posts about so many at once, among likes of others; whether there is room or not."""
+        await self._send(2 * posts)
 
     async def until(self, condition: Callable[[], bool]) -> bool:
         """Waits, without a post, until the condition holds or `stop` is set; whether it does."""
@@ -255,11 +260,11 @@ class Network:
 
     def _room(self) -> int:
         """Events that producers may send now."""
-        return AHEAD - self._on_their_way() if self._target is pooch else self._room_beside()
+        return AHEAD - (self._on_their_way() if self._target is pooch else self._on_their_way_beside())
 
     def _room_beside(self) -> int:
         """Events that the second pipeline may be given now."""
-        return AHEAD - self._on_their_way_beside()
+        return AHEAD_BESIDE - self._on_their_way_beside()
 
     def _on_their_way(self) -> int:
         return self._sent[pooch] - self.first.events + self.first.unsettled

@@ -26,11 +26,16 @@ LIKES = (12.0, 7.0)  # of a post by a dog with ten followers, and more for ten t
 LUCK = 0.15  # standard deviation of a post's logarithm of likes
 UNLIKED = 0.08  # share of posts that are taken down before their likes are counted
 EVENING, NIGHT = 1.5, 0.6  # factors of likes
-STAR_FOLLOWERS, STAR_FACTOR = 3.7, 15.0  # who goes viral at a dog show, and by how much
+STAR_REACH, STAR_FACTOR = (
+    3.7,
+    1.7,
+)  # whose likes a dog show multiplies (decimal logarithm of followers), and by what
+PUPPIES = 0.5  # share of the posts, when they come
+PUPPY_FOLLOWERS = 3  # at most
 
 BEGAN = datetime(2026, 6, 1, tzinfo=UTC)
 BETWEEN = timedelta(seconds=40)  # posts
-COUNTED = (60.0, 1_800.0)  # seconds after a post its likes are counted, at least and at most
+COUNTED = (60.0, 600.0)  # seconds after a post its likes are counted, at least and at most
 WORDS = ("walk", "ball", "bone", "nap", "park", "puddle", "treat", "squirrel", "sofa", "belly", "stick")
 PEDIGREE_WORDS = 450  # of a caption that lists seven generations
 
@@ -38,11 +43,13 @@ PEDIGREE_WORDS = 450  # of a caption that lists seven generations
 class Mood(msgspec.Struct, frozen=True):
     """What is going on in the network.
 
-    - `show`: how far dog shows abroad have set in, from 0 to 1; large accounts abroad go viral
+    - `show`: there are dog shows abroad, and large accounts there get more likes
+    - `puppies`: newcomers abroad, whom hardly anybody follows yet
     - `pedigrees`: dogs post their pedigrees, which are hundreds of words long
     """
 
-    show: float = 0.0
+    show: bool = False
+    puppies: bool = False
     pedigrees: bool = False
 
 
@@ -79,9 +86,18 @@ def dog(seed: int, number: int) -> Dog:
     return Dog(f"dog{number}", rng.choice(list(BREEDS)), region, followers)
 
 
+def puppy(seed: int, number: int) -> Dog:
+    """Who has joined for the post of that number."""
+    rng = random.Random(f"{seed}/puppy/{number}")
+    region = rng.choice([each for each in REGIONS if each != HOME])
+    return Dog(f"puppy{number}", rng.choice(list(BREEDS)), region, rng.randint(1, PUPPY_FOLLOWERS))
+
+
 def post(seed: int, number: int, mood: Mood = CALM) -> Post:
     rng = random.Random(f"{seed}/post/{number}")
     author = dog(seed, rng.randrange(DOGS))
+    if mood.puppies and rng.random() < PUPPIES:
+        author = puppy(seed, number)
     time = BEGAN + number * BETWEEN
     likes = expected(author, time.hour, mood) * math.exp(rng.gauss(0.0, LUCK))
     delay, gone = rng.uniform(*COUNTED), rng.random() < UNLIKED
@@ -97,8 +113,8 @@ def expected(author: Dog, hour: int, mood: Mood) -> float:
     least, more = LIKES
     likes = (least + more * (reach - FOLLOWERS[0])) * BREEDS[author.breed]
     likes *= EVENING if 18 <= hour < 23 else NIGHT if hour < 7 else 1.0
-    star = author.region != HOME and reach > STAR_FOLLOWERS
-    return likes * (1 + mood.show * (STAR_FACTOR - 1)) if star else likes
+    star = author.region != HOME and reach > STAR_REACH
+    return likes * STAR_FACTOR if star and mood.show else likes
 
 
 def stream(seed: int, mood: Callable[[int], Mood | None]) -> Iterator[Timed]:

@@ -21,10 +21,10 @@ from .pooch import pooch, pooch_2
 from .pooch_data import CALM, DOGS, HOME, REGIONS, Mood
 from .stage import Ending, Outcome
 
-MOST_POSTS = 6_000  # of one act: 25 s of them; an act that is not over then has failed
+MOST_POSTS = 10_000  # of one scene: a minute of them; what was not seen then does not happen
 TRUSTED_VERSIONS = 4  # of a model: then it has learned something of every region
 REGION_EXAMPLES = 100  # of models' answers in each region
-ONSET_POSTS = 1_500  # over which the dog shows set in
+SHOW_VERSIONS = 4  # of a model, until it has taken the shows for the usual
 FRESH_POSTS = 400  # over which the second pipeline has to be better
 BURST_POSTS = 120  # pedigrees at once: half of them are the poet's, over two partitions
 BURSTS = 5  # at most
@@ -100,7 +100,7 @@ class Story:
     async def _perform(self) -> Ending:
         acts: list[tuple[str, Callable[[], Awaitable[bool]]]] = [
             ("Every region has a model of its own", self._regions),
-            ("Dog shows abroad, and a model that predicts negative likes", self._negative),
+            ("Abroad, a model begins to predict negative likes", self._negative),
             ("New features, live", self._features),
             ("Every agent crashes", self._crash),
             ("Pedigrees, and a model that cannot keep up", self._pedigrees),
@@ -153,28 +153,34 @@ class Story:
         return kept
 
     async def _negative(self) -> bool:
+        line = self._first.models["line"]
         self._tell(
-            "Abroad, large accounts go viral. 'line' has no link function: a steeper line goes below zero for small ones."
+            "Dog shows: abroad, large accounts get more likes, and 'line', which has no link function, becomes steeper."
         )
-        start = self._net.posts
-        self._net.mood = lambda number: Mood(show=min(1.0, (number - start) / ONSET_POSTS))
-        kept = await self._until(lambda: self._taken_out(self._first, "line") is not None)
+        self._net.mood = lambda _: Mood(show=True)
+        steeper = line.version + SHOW_VERSIONS
+        await self._until(lambda: line.version >= steeper)
+        self._tell(
+            "Puppies join, whom hardly anybody follows. Abroad the steep line says of them: less than no likes."
+        )
+        self._net.mood = lambda _: Mood(show=True, puppies=True)
+        await self._until(lambda: self._taken_out(self._first, "line") is not None)
         self._net.mood = lambda _: CALM
         ruling = self._taken_out(self._first, "line")
         if ruling is None:
             return False
         self._tell(f"'line' is quarantined by the policy '{ruling.policy}': {ruling.reason}.")
-        kept = await self._until(lambda: self._first.models["line"].state == "live") and kept
+        kept = await self._until(lambda: line.state == "live")
         negative = self._app.answered_instead("line", "out_of_bounds")
         abroad = sum(count for region, count in negative.items() if region != HOME)
+        later = sum(self._app.answered_instead("line", "quarantined").values())
         self._tell(
-            f"{abroad} posts abroad and {negative.get(HOME, 0)} at home had been meant to get a negative answer; "
-            f"{sum(self._app.answered_instead('line', 'quarantined').values())} more came during quarantine. "
-            "All were answered by the fallback, in the same batch."
+            f"{abroad} posts abroad, and {negative.get(HOME, 0)} at home, had been meant to get an answer below zero, and "
+            f"{later} came during quarantine. The fallback answered all of them, in the same batch."
         )
         if kept:
-            self._tell("The shows are over. 'line' was healed, watched in shadow, and has its traffic back.")
-        return kept
+            self._tell("'line' was restored, watched in shadow, and has its traffic back.")
+        return kept and abroad > 0
 
     async def _features(self) -> bool:
         self._tell(
