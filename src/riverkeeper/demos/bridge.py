@@ -15,6 +15,7 @@ from ..topics.log import stop_consumer
 
 POLL_MS = 50
 BATCH = 300  # events sent before their acknowledgements are awaited
+LINGER_MS = 5  # the client gathers batches for so long
 ROOM_SECONDS = 0.02  # between looks whether there is room
 
 
@@ -34,7 +35,7 @@ class Bridge:
         """Runs until it is cancelled. Raises KafkaError."""
         options = self._connection.client_options()
         consumer = AIOKafkaConsumer(**options, enable_auto_commit=False, auto_offset_reset="none")
-        producer = AIOKafkaProducer(**options, acks="all", enable_idempotence=True)
+        producer = AIOKafkaProducer(**options, acks="all", enable_idempotence=True, linger_ms=LINGER_MS)
         try:
             await consumer.start()
             await producer.start()

@@ -19,7 +19,7 @@ from ..topics.embedded import MAX_BATCH_BYTES
 from .app import App
 from .bridge import Bridge
 from .kennel import Kennel
-from .ledger import Incident, Ledger, Record
+from .ledger import Ledger, Record
 from .pooch import pooch, pooch_2
 from .pooch_data import CALM, Mood, stream
 from .stage import Ending, ledger_of, watcher_of
@@ -32,7 +32,6 @@ LINGER_MS = 20  # a burst goes as one batch to each partition: the embedded brok
 TICK_SECONDS = 0.05  # between two looks at how things stand
 STALL_SECONDS = 45.0  # without a new record; a process starts within 5, and a takeover takes 10
 QUIET_SECONDS = 1.0  # without a new record: nothing is on its way any more
-HEAL_SECONDS = 8.0  # for models to come back, once every count is complete
 DRAIN_SECONDS = 0.7  # for what was written last to be read
 
 
@@ -113,21 +112,14 @@ class Network:
         self._closing.push_async_callback(self._end)
 
     async def settle(self) -> Ending:
-        """Sends the likes that are left, and waits until every count is complete and models are back."""
+        """Sends the likes that are left, and waits until every count is complete."""
         self._over = True
         while not self.stop.is_set() and await self._send(CHUNK):
             await self.until(lambda: self._room() > 0)
-        complete_at: float | None = None
 
         def settled() -> bool:
-            nonlocal complete_at
-            now = time.monotonic()
-            if any(self.wrong()) or any(watcher.behind() for watcher in self._watchers):
-                complete_at = None
-                return False
-            complete_at = complete_at or now
-            quiet = now - self._moved[1] > QUIET_SECONDS and not any(self._away())
-            return quiet or now - complete_at > HEAL_SECONDS
+            quiet = time.monotonic() - self._moved[1] > QUIET_SECONDS
+            return quiet and not any(self.wrong()) and not any(each.behind() for each in self._watchers)
 
         return "complete" if await self.until(settled) else "stopped"
 
@@ -272,9 +264,3 @@ class Network:
     def _on_their_way_beside(self) -> int:
         given = self._bridge.copied + self._sent[pooch_2]
         return given - self.second.events + self.second.unsettled
-
-    def _away(self) -> Iterator[Incident]:
-        """Open incidents of the second pipeline's models that are out of traffic; the first's agents have left."""
-        for each in self.second.open_incidents():
-            if each.model in self.second.models and self.second.models[each.model].state != "live":
-                yield each

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from itertools import combinations
 from typing import Any
 
-from river import base, dummy, linear_model, optim, stats
+from river import base, compose, dummy, linear_model, optim, stats
 from river.compose import Select
 from river.preprocessing import OneHotEncoder, StandardScaler
 
@@ -66,13 +66,14 @@ class ByRegion(base.Regressor):
 
 
 class Logarithm(base.Regressor):
-    """A log link: whatever the model inside says, the answer is not negative."""
+    """A log link: whatever the model inside says, the answer lies between none and `MAX_LIKES`."""
 
     def __init__(self, model: Any) -> None:
         self.model = model
 
     def predict_one(self, x: dict[Hashable, Any]) -> float:
-        return math.expm1(max(0.0, min(self.model.predict_one(x), math.log1p(MAX_LIKES))))
+        exponent = min(max(self.model.predict_one(x), 0.0), math.log1p(MAX_LIKES))
+        return min(math.expm1(exponent), MAX_LIKES)
 
     def learn_one(self, x: dict[Hashable, Any], y: float) -> None:
         self.model.learn_one(x, math.log1p(y))
@@ -97,14 +98,17 @@ def steady() -> base.Regressor:
     )
 
 
+def encoded() -> compose.TransformerUnion:
+    return (Select("reach") | StandardScaler()) + (Select("breed", "part") | OneHotEncoder())
+
+
 def tuned() -> base.Regressor:
-    encoded = (Select("reach") | StandardScaler()) + (Select("breed", "part") | OneHotEncoder())
-    return ByRegion(Logarithm(encoded | linear_model.LinearRegression(optim.SGD(0.05))))
+    return ByRegion(Logarithm(encoded() | linear_model.LinearRegression(optim.SGD(0.05))))
 
 
 def poet() -> base.Regressor:
-    seen = (Select("reach") | StandardScaler()) + (Select("caption") | Rhymes() | StandardScaler())
-    return ByRegion(Logarithm(seen | linear_model.LinearRegression(optim.SGD(0.01))))
+    seen = encoded() + (Select("caption") | Rhymes() | StandardScaler())
+    return ByRegion(Logarithm(seen | linear_model.LinearRegression(optim.SGD(0.03))))
 
 
 def typical() -> base.Regressor:
@@ -148,7 +152,7 @@ pooch_2 = network(
     ["region", "breed", "caption", reach, part],
     {
         "tuned": Model(tuned, features=("region", "reach", "breed", "part"), warmup=400),
-        "poet": Model(poet, features=("region", "reach", "caption"), warmup=400),
+        "poet": Model(poet, features=("region", "reach", "breed", "part", "caption"), warmup=400),
     },
     {"tuned": 0.5, "poet": 0.5},
 )

@@ -37,7 +37,7 @@ BEGAN = datetime(2026, 6, 1, tzinfo=UTC)
 BETWEEN = timedelta(seconds=40)  # posts
 COUNTED = (60.0, 600.0)  # seconds after a post its likes are counted, at least and at most
 WORDS = ("walk", "ball", "bone", "nap", "park", "puddle", "treat", "squirrel", "sofa", "belly", "stick")
-PEDIGREE_WORDS = 450  # of a caption that lists seven generations
+PEDIGREE_WORDS = 400  # of a caption that lists seven generations
 
 
 class Mood(msgspec.Struct, frozen=True):

@@ -29,6 +29,7 @@ FRESH_POSTS = 400  # over which the second pipeline has to be better
 BURST_POSTS = 120  # pedigrees at once: half of them are the poet's, over two partitions
 BURSTS = 5  # at most
 BETWEEN_BURSTS = 600  # posts
+HEAL_POSTS = 1_500  # for the poet, whose learner still counts the rhymes of pedigrees
 
 REF = "riverkeeper.demos.pooch"
 
@@ -256,13 +257,11 @@ class Story:
         def taken_out() -> bool:
             return self._taken_out(self._second, "poet") is not None
 
-        kept = False
         for _ in range(BURSTS):
             self._net.mood = lambda _: Mood(pedigrees=True)
             await self._net.burst(BURST_POSTS)
             self._net.mood = lambda _: CALM
-            kept = await self._until(taken_out, BETWEEN_BURSTS)
-            if kept or self._stopped:
+            if await self._until(taken_out, BETWEEN_BURSTS) or self._stopped:
                 break
         ruling = self._taken_out(self._second, "poet")
         if ruling is None:
@@ -274,7 +273,12 @@ class Story:
         self._tell(f"'poet' is quarantined by the policy '{ruling.policy}': {ruling.reason}.")
         self._crashes["supervisor"] = ruling.at_ms > self._killed_ms
         self._tell("That was the verdict of the supervisor that came back.")
-        return kept and late > 0
+        model = self._second.models["poet"]
+        if await self._until(lambda: model.state == "live", HEAL_POSTS):
+            self._tell(
+                "Captions are short again. 'poet' was restored, watched in shadow, and has its traffic back."
+            )
+        return late > 0
 
     @staticmethod
     def _taken_out(ledger: Ledger, model: str) -> Ruling | None:
