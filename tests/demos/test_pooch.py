@@ -13,7 +13,7 @@ import pytest
 from riverkeeper.process import NAMES
 
 COMMAND = [sys.executable, "-m", "riverkeeper", "demo", "pooch", "--json"]
-RUN_SECONDS = 600  # on a machine that pauses; a minute and a half else
+RUN_SECONDS = 900  # on a machine that pauses; a minute and a half else
 STOP_SECONDS = 5.0
 
 

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from itertools import combinations
 from typing import Any
 
-from river import base, compose, dummy, linear_model, optim, stats
+from river import base, dummy, linear_model, optim, stats
 from river.compose import Select
 from river.preprocessing import OneHotEncoder, StandardScaler
 
@@ -98,7 +98,7 @@ def steady() -> base.Regressor:
     )
 
 
-def encoded() -> compose.TransformerUnion:
+def encoded() -> Any:
     return (Select("reach") | StandardScaler()) + (Select("breed", "part") | OneHotEncoder())
 
 
