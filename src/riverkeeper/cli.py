@@ -980,6 +980,9 @@ def pooch(seed: int, as_json: bool, log_file: Path | None, **flags: Any) -> None
             ("riverkeeper demo pooch --seed 7", "other dogs"),
             ("riverkeeper demo flights", "real flights, and a live table"),
         ]
+        if flags["broker"] is not None:
+            command = f"riverkeeper audit riverkeeper.demos.pooch:pooch_2 --broker {flags['broker']}"
+            again[:1] = [(command, "every record accounted for")]
         click.echo(told.ending())
         click.echo(summary_text(told.outcome, again, color=sys.stdout.isatty(), words=POOCH))
     failed = [act.title for act in told.acts if not act.kept]

@@ -163,10 +163,8 @@ class Network:
         return condition()
 
     def _mood_of(self, number: int) -> Mood | None:
-        if self._over:
-            return None
-        self.posts = number + 1
-        return self.mood(number)
+        self.posts = number  # those before it have been taken to be sent
+        return None if self._over else self.mood(number)
 
     async def _send(self, count: int) -> int:
         events = list(islice(self._events, count))
