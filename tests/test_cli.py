@@ -133,6 +133,7 @@ def test_every_other_setting_is_an_option_of_run() -> None:
         (["demo", "flights", "--months", "spring"], "write 1, 1,2 or 1-12"),
         (["demo", "flights", "--speed", "fast"], "write 3600x for an hour a second"),
         (["demo", "flights", "--broker", NOBODY], f"no connection to the broker at {NOBODY}"),
+        (["demo", "pooch", "--broker", NOBODY], f"no connection to the broker at {NOBODY}"),
     ],
     ids=lambda value: " ".join(value)[:60] if isinstance(value, list) else "",
 )

@@ -92,6 +92,9 @@ def _speaks(error: BaseException) -> bool:
         "Overruled",
         "OtherStream",
         "NotAtWork",
+        "NotFresh",
+        "Stalled",
+        "Unruly",
         "CannotAudit",
     }
     return type(error).__module__.startswith("riverkeeper.") and type(error).__name__ in names

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from riverkeeper.demos.ledger import Ledger, Place, origin
+from riverkeeper.demos.ledger import Ledger, Place, origin, summed
 
 BOUNDS = (-120.0, 1500.0)
 
@@ -213,3 +213,25 @@ def test_a_cause_may_stand_on_a_topic_with_slashes_nowhere_else() -> None:
     assert origin(line) == (Place("flights.events", 3, 12), 1)
     with pytest.raises(ValueError, match="flights.facts/0/0 names no origin"):
         origin(Line("flights.facts", 0, b""))
+
+
+def test_verdicts_of_a_held_supervisor_do_not_count(log: Log) -> None:
+    ann = {"by": "operator ann"}
+    log.write("verdicts", {**verdict("quarantined", -1), **ann, "model": ""})
+    log.write("verdicts", verdict("quarantined", -1))
+    assert (log.ledger.held, log.ledger.models["learned"].state) == (True, "live")
+    log.write("verdicts", {**verdict("probation", -1), **ann})
+    assert log.ledger.models["learned"].state == "probation"
+    log.write("verdicts", {**verdict("live", -1), **ann, "model": ""})
+    log.write("verdicts", verdict("live", 2))
+    assert (log.ledger.held, log.ledger.models["learned"].state) == (False, "live")
+
+
+def test_accounts_of_several_pipelines_are_summed(log: Log) -> None:
+    log.departure("a")
+    other = Log()
+    other.departure("b")
+    other.departure("c")
+    both = summed([log.ledger, other.ledger], 2.0)
+    assert (both.events, both.facts, both.predictions["total"], both.seconds) == (3, 3, 3, 2.0)
+    assert both.error == {"metric": "MAE", "served": None, "baseline": None}

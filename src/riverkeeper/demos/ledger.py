@@ -18,6 +18,7 @@ import msgspec
 RECENT_EXAMPLES = 1_000  # of a model: what its live error is measured over
 RECENT_ANSWERS = 2_000  # predictions whose models show as shares of the traffic
 IN_TRAFFIC = ("live", "shadow")
+SUPERVISOR = "supervisor"  # who gave a verdict, if no operator did
 TOPICS = (
     "events",
     "facts",
@@ -89,6 +90,7 @@ class _Manifest(msgspec.Struct):
 class _Vitals(msgspec.Struct):
     agent: str
     model: str
+    replica: str = ""
     version: int = 0
     labelled: int = 0
     error: float = 0.0
@@ -102,6 +104,7 @@ class _Verdict(msgspec.Struct):
     policy: str
     reason: str
     at_ms: int
+    by: str = SUPERVISOR
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -124,6 +127,7 @@ class Ruling(NamedTuple):
     at_ms: int
     model: str
     state: str
+    policy: str
     reason: str
 
 
@@ -229,6 +233,8 @@ class Ledger:
         self.versions: set[tuple[str, int]] = set()
         self.incidents: dict[str, Incident] = {}
         self.rulings: list[Ruling] = []
+        self.held = False  # by an operator: no supervisor's verdict counts
+        self.replicas: dict[str, str] = {}  # by agent, the one that told vitals last
         self.began_ms: int | None = None  # when the first event was appended
         self.moved = 0  # records that changed a count
         self.answers: deque[str] = deque(maxlen=RECENT_ANSWERS)
@@ -354,18 +360,25 @@ class Ledger:
     def _vitals(self, record: Record) -> None:
         told = msgspec.json.decode(record.value or b"", type=list[_Vitals] | _Vitals)
         for vitals in told if isinstance(told, list) else [told]:
+            self.replicas[vitals.agent] = vitals.replica
             if vitals.model in self.models:
                 self.models[vitals.model].note(vitals)
 
     def _verdict(self, record: Record) -> None:
         verdict = msgspec.json.decode(record.value or b"", type=_Verdict)
+        if not verdict.model and verdict.by != SUPERVISOR:
+            self.held = verdict.state == "quarantined"
+        if self.held and verdict.by == SUPERVISOR:
+            return
         model = self.models.get(verdict.model)
         if model is None or verdict.follows != model.follows:
             return
         model.state, model.since_ms, model.follows = verdict.state, verdict.at_ms, record.offset
         if verdict.state not in IN_TRAFFIC:
             model.recent.clear()
-        self.rulings.append(Ruling(verdict.at_ms, verdict.model, verdict.state, verdict.reason))
+        self.rulings.append(
+            Ruling(verdict.at_ms, verdict.model, verdict.state, verdict.policy, verdict.reason)
+        )
 
     def _incident(self, record: Record) -> None:
         incident = msgspec.json.decode(record.value or b"", type=Incident)
@@ -411,25 +424,40 @@ class Ledger:
             yield f"{len(self._answered.early)} predictions name a fact that is not there, first {first}"
 
     def summary(self, seconds: float) -> Summary:
-        incidents = sorted(self.incidents.values(), key=lambda i: i.timeline[0].at_ms if i.timeline else 0)
-        return Summary(
-            events=self.events,
-            duplicates=self.duplicates,
-            facts=self.facts,
-            outcomes=self.outcomes,
-            dead=self.dead,
-            predictions={
-                "total": self.predictions,
-                "model": self.by_model,
-                "fallback": self.predictions - self.by_model,
-                "out_of_bounds": self.out_of_bounds,
-            },
-            examples=self.examples,
-            versions=len(self.versions),
-            error={"metric": "MAE", "served": self.error, "baseline": self.baseline},
-            incidents=[_told(i) for i in incidents],
-            seconds=round(seconds, 3),
+        return summed([self], seconds)
+
+
+def summed(ledgers: Sequence[Ledger], seconds: float) -> Summary:
+    """The account of several pipelines together; errors over the examples of all."""
+    incidents = [incident for each in ledgers for incident in each.incidents.values()]
+    incidents.sort(key=lambda i: i.timeline[0].at_ms if i.timeline else 0)
+    said, by_model = sum(each.predictions for each in ledgers), sum(each.by_model for each in ledgers)
+    compared = sum(each.compared for each in ledgers)
+    served, baseline = (
+        sum(errors) / compared if compared else None
+        for errors in (
+            [each.served_error for each in ledgers],
+            [each.baseline_error for each in ledgers],
         )
+    )
+    return Summary(
+        events=sum(each.events for each in ledgers),
+        duplicates=sum(each.duplicates for each in ledgers),
+        facts=sum(each.facts for each in ledgers),
+        outcomes=sum(each.outcomes for each in ledgers),
+        dead=sum(each.dead for each in ledgers),
+        predictions={
+            "total": said,
+            "model": by_model,
+            "fallback": said - by_model,
+            "out_of_bounds": sum(each.out_of_bounds for each in ledgers),
+        },
+        examples=sum(each.examples for each in ledgers),
+        versions=sum(len(each.versions) for each in ledgers),
+        error={"metric": "MAE", "served": served, "baseline": baseline},
+        incidents=[_told(i) for i in incidents],
+        seconds=round(seconds, 3),
+    )
 
 
 def origin(record: Record) -> tuple[Place, int]:

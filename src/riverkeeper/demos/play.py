@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
-from aiokafka.admin import AIOKafkaAdminClient
-
-from ..process import NAMES, Process, judgement_of, topics_of
-from ..settings import Settings, SettingsError
+from ..process import NAMES, Process, judgement_of
+from ..settings import Settings
 from ..supervisor.policies import Limits
-from ..topics.catalog import Catalog, Replication, create_embedded
-from ..topics.connection import Connection
-from ..topics.embedded import EmbeddedBroker
 from .flights import flights
 from .flights_data import Fault, Row, Timed, faulted, stream, tally
-from .ledger import TOPICS, Incident, Ledger, Summary
+from .ledger import Ledger
 from .producer import Producer
-from .watcher import Watcher
-
-Ending: TypeAlias = Literal["complete", "stopped", "stalled"]
+from .stage import Ending, Outcome, ledger_of, watcher_of
 
 # Events on their way. An embedded partition keeps 5 MB, which is 5 000 predictions; but what counts is that flights
 # wait for versions in the log's time, not in the machine's: the fewer are on their way, the fresher is what serves.
@@ -38,7 +28,6 @@ STALL_SECONDS = 20.0  # without a new record while something is missing; a takeo
 START_SECONDS = 60.0  # for all agents to be at work
 STOP_SECONDS = 3.0  # for the agents to leave in order; Ctrl-C promises 5 s in all
 DRAIN_SECONDS = 0.7  # of the same, for what they wrote last to be read
-DEMO_KEY = "demo.key"
 
 
 class NotAtWork(Exception):
@@ -75,33 +64,12 @@ class Standing:
     producer: Producer
 
 
-@dataclass(frozen=True)
-class Outcome:
-    summary: Summary
-    ending: Ending
-    wrong: list[str]  # what does not add up, a sentence each
-    incidents: list[Incident]
-    began_ms: int  # when the first event was appended
-
-
 Show: TypeAlias = Callable[[Standing], None]
 
 
 def demo_judgement() -> Limits:
     """The supervisor's limits for a month that passes in half a minute: 5 s are a week of it."""
     return replace(judgement_of(flights), min_dwell_ms=500, relapse_ms=5_000, max_relapses=20)
-
-
-def demo_settings(settings: Settings) -> Settings:
-    """With reports often enough for a month that passes in half a minute, unless the environment says more."""
-    quick = {"vitals_seconds": 0.25, "session_timeout": 6.0}
-    return settings.model_copy(update={n: v for n, v in quick.items() if n not in settings.model_fields_set})
-
-
-def new_ledger() -> Ledger:
-    bounds = (flights.bounds.low, flights.bounds.high)
-    live = {model: flights.shares.get(model, 0.0) for model in flights.serving}
-    return Ledger(flights.name, tuple(flights.models), live, bounds)
 
 
 class Play:
@@ -115,14 +83,9 @@ class Play:
         self._pages = pages
         self._total = piece.total
         connection = settings.connection()
-        self.ledger = new_ledger()
+        self.ledger = ledger_of(flights)
         self._process = Process(flights, NAMES, settings, judgement=demo_judgement(), signing_key=key)
-        partitions = {t.name: t.partitions for t in topics_of(flights)}
-        self._watcher = Watcher(
-            connection,
-            {f"{flights.name}.{t}": partitions[f"{flights.name}.{t}"] for t in TOPICS},
-            self.ledger,
-        )
+        self._watcher = watcher_of(flights, connection, self.ledger.feed)
         self._producer = Producer(
             connection, f"{flights.name}.events", flights.partitions, room=self._room, speed=piece.speed
         )
@@ -243,57 +206,3 @@ class Play:
         for agent in self._process.agents:
             for partition, why in agent.stopped.items():
                 yield f"{agent.name} stopped at partition {partition}: {why}"
-
-
-@asynccontextmanager
-async def embedded() -> AsyncIterator[str]:
-    """The address of a broker in this process that has the demo's topics."""
-    with EmbeddedBroker() as broker:
-        create_embedded(broker, topics_of(flights))
-        yield broker.address
-
-
-async def create_topics(connection: Connection) -> None:
-    """Creates what is missing; with one copy of each partition if the cluster has one broker."""
-    admin = AIOKafkaAdminClient(**connection.client_options())
-    await admin.start()
-    try:
-        brokers = len((await admin.describe_cluster())["brokers"])
-    finally:
-        await admin.close()
-    replication = Replication() if brokers >= Replication().factor else Replication(1, 1)
-    async with Catalog(connection, replication) as catalog:
-        if not await catalog.embedded():
-            await catalog.create(topics_of(flights))
-
-
-def demo_key(settings: Settings) -> bytes:
-    """The key that signs versions on a shared broker: the one that is set, else one of this user's own.
-
-    It lives in a file so that a demo that is started again accepts its own versions. It is not derived
-    from anything the broker shows, for then whoever can read there could sign.
-    """
-    if settings.signing_key is not None:
-        return settings.required_signing_key()
-    state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
-    path = state / "riverkeeper" / DEMO_KEY
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileExistsError):
-            _write_whole(path, secrets.token_hex(32))
-        return path.read_bytes()
-    except OSError as error:
-        raise SettingsError(
-            f"the demo cannot keep its key in {path} ({error.strerror}); set RIVERKEEPER_SIGNING_KEY"
-        ) from error
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Creates the file with its text, readable by its owner; raises FileExistsError if it is there."""
-    scratch = path.with_suffix(f".{os.getpid()}")
-    scratch.touch(0o600)
-    try:
-        scratch.write_text(text)
-        os.link(scratch, path)
-    finally:
-        scratch.unlink()

@@ -6,7 +6,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from io import StringIO
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from prometheus_client import CollectorRegistry
 from rich import box
@@ -18,7 +18,8 @@ from rich.text import Text
 
 from ..topics.telemetry import Metric
 from .ledger import Ledger, ModelView, Summary
-from .play import Outcome, Standing
+from .play import Standing
+from .stage import Outcome
 
 REFRESH_SECONDS = 0.25  # of the live table: faster is unreadable, and costs the agents their time
 LINE_SECONDS = 3.0  # between progress lines where there is no terminal
@@ -217,22 +218,37 @@ def _verdicts(ledger: Ledger) -> RenderableType:
 # The summary.
 
 
-def summary_text(outcome: Outcome, again: Sequence[tuple[str, str]], *, color: bool) -> str:
+class Words(NamedTuple):
+    """What a demo calls its things."""
+
+    demo: str
+    facts: str
+    outcomes: str
+    unit: str  # of the label
+
+
+FLIGHTS = Words("flights", "departures", "arrivals", "minutes")
+POOCH = Words("pooch", "posts", "likes counted", "likes")
+
+
+def summary_text(
+    outcome: Outcome, again: Sequence[tuple[str, str]], *, color: bool, words: Words = FLIGHTS
+) -> str:
     """The end of the demo as text; `again` are commands to try next, and what each shows."""
     columns = min(WIDTH, shutil.get_terminal_size((WIDTH, 0)).columns)
     file = StringIO()
     console = Console(file=file, width=columns, force_terminal=color, highlight=False)
-    for part in _parts(outcome, again):
+    for part in _parts(outcome, again, words):
         console.print(part)
     return "\n".join(line.rstrip() for line in file.getvalue().splitlines())
 
 
-def _parts(outcome: Outcome, again: Sequence[tuple[str, str]]) -> Iterator[RenderableType]:
+def _parts(outcome: Outcome, again: Sequence[tuple[str, str]], words: Words) -> Iterator[RenderableType]:
     summary = outcome.summary
-    yield Text(_ended(outcome), style="bold" if outcome.ending == "complete" else "bold yellow")
-    yield _sums(summary)
+    yield Text(_ended(outcome, words), style="bold" if outcome.ending == "complete" else "bold yellow")
+    yield _sums(summary, words)
     yield Text(_verdict(outcome), style="green" if not outcome.wrong else "bold red")
-    yield Text(_errors(summary))
+    yield Text(_errors(summary, words))
     yield Text("")
     yield from _incidents(outcome)
     yield Text("what to try next", style="bold")
@@ -242,26 +258,26 @@ def _parts(outcome: Outcome, again: Sequence[tuple[str, str]]) -> Iterator[Rende
     yield table
 
 
-def _ended(outcome: Outcome) -> str:
-    words = {
+def _ended(outcome: Outcome, words: Words) -> str:
+    endings = {
         "complete": "played to the end",
         "stopped": "stopped; what was seen so far",
         "stalled": "ended, for nothing moved any more",
     }
     summary = outcome.summary
     rate = summary.events / summary.seconds if summary.seconds else 0.0
-    return f"flights: {words[outcome.ending]}, {summary.seconds:.1f} s, {number(rate)} events/s"
+    return f"{words.demo}: {endings[outcome.ending]}, {summary.seconds:.1f} s, {number(rate)} events/s"
 
 
-def _sums(summary: Summary) -> Table:
+def _sums(summary: Summary, words: Words) -> Table:
     said = summary.predictions
     table = Table.grid(padding=(0, 2))
     table.add_column()
     table.add_column(justify="right")
     rows = [
         ("events", summary.events, ""),
-        ("  facts", summary.facts, "departures"),
-        ("  outcomes", summary.outcomes, "arrivals"),
+        ("  facts", summary.facts, words.facts),
+        ("  outcomes", summary.outcomes, words.outcomes),
         ("  dead", summary.dead, "could not be processed; each kept with its reason"),
         ("  duplicates", summary.duplicates, "dropped by id"),
         (
@@ -285,13 +301,13 @@ def _verdict(outcome: Outcome) -> str:
     return f"{what}: " + "; ".join(outcome.wrong)
 
 
-def _errors(summary: Summary) -> str:
+def _errors(summary: Summary, words: Words) -> str:
     served, baseline = summary.error["served"], summary.error["baseline"]
     if not isinstance(served, float) or not isinstance(baseline, float):
         return "no example yet: no error to compare"
     better = (1 - served / baseline) * 100 if baseline else 0.0
     return (
-        f"{summary.error['metric']} of what was served: {served:.2f} minutes; of the baseline over the same "
+        f"{summary.error['metric']} of what was served: {served:.2f} {words.unit}; of the baseline over the same "
         f"examples: {baseline:.2f}; served is {abs(better):.1f} % {'better' if better >= 0 else 'worse'}"
     )
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from ..topics.connection import Connection
 from ..topics.log import stop_consumer
-from .ledger import Ledger
+from .ledger import Record
 
 POLL_MS = 50  # one wait for records; the screen is that much behind at most
 BATCH = 500  # records fed before the agents of this process get their turn
@@ -17,15 +17,17 @@ FETCH_WAIT_MS = 50
 
 
 class Watcher:
-    """Feeds a ledger with every committed record; `topics` are partition counts by name.
+    """Feeds every committed record to `feed`; `topics` are partition counts by name.
 
     Reads without a group, and without a reset: on the embedded broker a partition forgets what lies
     5 MB back, and what was missed there must be an error.
     """
 
-    def __init__(self, connection: Connection, topics: Mapping[str, int], ledger: Ledger) -> None:
+    def __init__(
+        self, connection: Connection, topics: Mapping[str, int], feed: Callable[[Record], None]
+    ) -> None:
         self._tps = [TopicPartition(topic, p) for topic, count in topics.items() for p in range(count)]
-        self._ledger = ledger
+        self._feed = feed
         self._next: dict[TopicPartition, int] = {}
         self._turn = asyncio.Lock()
         self._consumer = AIOKafkaConsumer(
@@ -47,7 +49,7 @@ class Watcher:
         await stop_consumer(self._consumer)
 
     async def run(self) -> None:
-        """Runs for ever. Raises KafkaError, and what the ledger cannot parse."""
+        """Runs for ever. Raises KafkaError, and what `feed` cannot parse."""
         while True:
             await self._read()
             await asyncio.sleep(0)
@@ -68,7 +70,7 @@ class Watcher:
             got = await self._consumer.getmany(timeout_ms=POLL_MS, max_records=BATCH)
             for records in got.values():
                 for record in records:
-                    self._ledger.feed(record)
+                    self._feed(record)
             # Of every partition: markers of transactions move a position and bring no record.
             for tp in self._tps:
                 self._next[tp] = await self._consumer.position(tp)
