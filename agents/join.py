@@ -16,8 +16,9 @@ import msgspec
 from aiokafka import TopicPartition
 
 from ..models.pipeline import Pipeline
-from ..models.profile import MAX_SLICES, SAMPLE, slices_of
+from ..models.profile import MAX_SLICES, SAMPLE
 from ..models.sketch import moments, sketch
+from ..models.slices import slices_of
 from ..topics.log import MAX_RECORD_BYTES, Out, Record, record_bytes
 from ..topics.messages import (
     UNREADABLE,

@@ -6,14 +6,15 @@ On the hot path rows are kept by reference, some of each batch; they are looked 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import NamedTuple
 
 from ..topics.messages import Answer, Features, Moments, Sketch, Slice, Source
 from .features import FeatureFailure
 from .serving import Answers
-from .sketch import MAX_TEXT, moments, sketch
+from .sketch import moments, sketch
+from .slices import slices_of
 
 PER_BATCH = 64  # facts kept of one batch: ten batches a second fill the sample
 SAMPLE = 512  # facts looked at per window; some 2 ms of work with ten features
@@ -81,11 +82,6 @@ class Profile:
 
 def _ms(time: datetime) -> int:
     return int(time.timestamp() * 1000)
-
-
-def slices_of(names: Iterable[str], row: Mapping[str, object]) -> list[str]:
-    """The slices that a row belongs to, as "name=value"."""
-    return [f"{name}={str(row[name])[:MAX_TEXT]}" for name in names if name in row]
 
 
 class Sample:

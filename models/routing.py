@@ -10,6 +10,15 @@ from ..topics.messages import SUPERVISOR, Span, State, Verdict
 
 
 @dataclass(frozen=True)
+class Barred:
+    """Why one slice of a model's facts is answered by others."""
+
+    since_ms: int
+    by: str
+    incident: str
+
+
+@dataclass(frozen=True)
 class Route:
     """Where one model stands. `offset` is that of the verdict that put it there (-1: declared), `since_ms`
     when it was given."""
@@ -23,9 +32,13 @@ class Route:
     incident: str = ""
     since_ms: int = 0
     share: float = 0.0  # of the keys, beside what is declared
+    barred: Mapping[str, Barred] = field(default_factory=dict)  # by slice; facts that others answer
 
 
 SERVING = frozenset({State.LIVE, State.CANARY})
+# Slices of one model that are barred at once: a model that is wrong in more is wrong as a whole. A verdict beyond counts
+# for nothing.
+MAX_BARRED = 8
 
 
 @dataclass(frozen=True)
@@ -78,15 +91,31 @@ class Routing:
         route = self.routes.get(verdict.model)
         if route is None or verdict.follows != route.offset:
             return ignored
-        obeyed = Route(
-            verdict.model,
-            verdict.state,
-            verdict.line,
-            verdict.restore,
-            verdict.skip,
-            offset,
-            verdict.incident,
-            verdict.at_ms,
-            verdict.share,
-        )
+        if not verdict.slice:
+            obeyed = Route(
+                verdict.model,
+                verdict.state,
+                verdict.line,
+                verdict.restore,
+                verdict.skip,
+                offset,
+                verdict.incident,
+                verdict.at_ms,
+                verdict.share,
+                route.barred,
+            )
+        elif (barred := _barred(route.barred, verdict)) is not None:
+            obeyed = replace(route, offset=offset, barred=barred)
+        else:
+            return ignored
         return replace(self, routes={**self.routes, verdict.model: obeyed}, offset=offset)
+
+
+def _barred(known: Mapping[str, Barred], verdict: Verdict) -> Mapping[str, Barred] | None:
+    """After a verdict on a slice; None if there is no room for it."""
+    others = {name: each for name, each in known.items() if name != verdict.slice}
+    if verdict.state is not State.QUARANTINED:
+        return others
+    if len(others) >= MAX_BARRED:
+        return None
+    return {**others, verdict.slice: Barred(verdict.at_ms, verdict.by, verdict.incident)}

@@ -21,6 +21,7 @@ from .gate import LIMIT_US
 from .pipeline import CONSTANT, Bounds, Pipeline
 from .routing import SERVING, Routing
 from .sketch import merged
+from .slices import slices_of
 
 ASKED_STATES = SERVING | {State.SHADOW, State.PROBATION}
 # µs per fact; a fact costs about three times that before any model is asked. A fallback that takes longer
@@ -168,7 +169,8 @@ def answer(
     the facts'; without keys no canary is asked."""
     asked = meant(pipeline, view.routing, ids, keys)
     in_time = punctual(pressure, clock())
-    questions, spared = _questions(pipeline, view, asked, ids, rows, in_time, pressure.behind)
+    barred = _barred(pipeline, view.routing, rows)
+    questions, spared = _questions(pipeline, view, asked, ids, rows, in_time, pressure.behind, barred)
     said: dict[str, _Said] = {}
     for model, where in questions.items():
         version = view.askable(model)
@@ -191,7 +193,10 @@ def answer(
             served.append(Served(value, Source.MODEL, "", model, model, number, baselines.get(i)))
         else:
             baseline = baselines.get(i)
-            served.append(_instead(pipeline, view, said.get(model), i, model, rows[i], baseline, i in late))
+            instead = _instead(
+                pipeline, view, said.get(model), i, model, rows[i], baseline, i in late, barred
+            )
+            served.append(instead)
     observed = {model: each.observed for model, each in said.items()}
     return Answers(served, _shadows(pipeline, view, said), observed, spared, count)
 
@@ -204,6 +209,20 @@ def meant(pipeline: Pipeline, routing: Routing, ids: Sequence[str], keys: Sequen
     return [
         trial.model if point(key) < trial.share else model for key, model in zip(keys, models, strict=True)
     ]
+
+
+def _barred(pipeline: Pipeline, routing: Routing, rows: Rows) -> dict[str, frozenset[int]]:
+    """The rows, by place, that models may not answer for a slice they show; models without such are left out."""
+    found = {}
+    for model, route in routing.routes.items():
+        if route.barred:
+            found[model] = frozenset(
+                i
+                for i, row in enumerate(rows)
+                if not isinstance(row, FeatureFailure)
+                and any(name in route.barred for name in slices_of(pipeline.slices, row))
+            )
+    return found
 
 
 def _late(pressure: Pressure, in_time: frozenset[int] | None, count: int, now: float) -> Collection[int]:
@@ -232,6 +251,7 @@ def _questions(
     rows: Rows,
     in_time: frozenset[int] | None,
     behind: bool,
+    barred: Mapping[str, Collection[int]],
 ) -> tuple[dict[str, list[int]], dict[str, int]]:
     """Which rows each model is asked: its own traffic, or all of them where it has none.
 
@@ -246,7 +266,8 @@ def _questions(
             questions[model] = whole if cheap(view.versions.get(model)) else timely
         elif has_traffic(pipeline, view.routing, model):
             many = len(pipeline.shares) > 1 or view.routing.trial is not None
-            questions[model] = [i for i in timely if asked[i] == model] if many else timely
+            own = [i for i in timely if asked[i] == model] if many else timely
+            questions[model] = [i for i in own if i not in barred[model]] if model in barred else own
         else:
             questions[model] = sampled
             if len(sampled) < len(whole) and view.askable(model) is not None:
@@ -344,9 +365,10 @@ def _instead(
     row: Features | FeatureFailure,
     baseline: Answer | None,
     late: bool,
+    barred: Mapping[str, Collection[int]],
 ) -> Served:
     """What is served in the model's place."""
-    reason = _why_not(pipeline, view, said, i, model, row, late)
+    reason = _why_not(pipeline, view, said, i, model, row, late, i in barred.get(model, ()))
     if baseline is not None:
         version = view.versions[pipeline.fallback].version
         return Served(baseline, Source.FALLBACK, reason, model, pipeline.fallback, version, baseline)
@@ -361,13 +383,14 @@ def _why_not(
     model: str,
     row: Features | FeatureFailure,
     late: bool,
+    barred: bool,
 ) -> str:
     """Why the model does not answer this fact."""
     if isinstance(row, FeatureFailure):
         return Reason.FEATURE_FAILED.value
     if not view.lease:
         return Reason.NO_LEASE.value
-    if view.routing.routes[model].state not in SERVING:
+    if barred or view.routing.routes[model].state not in SERVING:
         return Reason.QUARANTINED.value
     if late:
         return Reason.LATE.value

@@ -24,10 +24,11 @@ from ..topics.messages import (
 )
 from .fastpath import Scorer
 from .pipeline import SHED_STRETCH, Pipeline
-from .profile import MAX_SLICES, slices_of
+from .profile import MAX_SLICES
 from .quality import Task, learn, learn_many, loss, moved, residual, wrong
 from .routing import Route
 from .sketch import merged, moments
+from .slices import slices_of
 from .unpickle import AllowList
 from .version import (
     MAX_MANIFEST_BYTES,

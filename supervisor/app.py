@@ -33,6 +33,7 @@ from .healths import Healths
 from .known import Clock, Known, Pipeline, wall_clock
 from .lifecycle import IN_TRAFFIC, decide
 from .policies import Finding, Limits, Policy, fold, look, of_models, of_pipelines
+from .slices import mend
 
 log = structlog.get_logger(__name__)
 
@@ -329,6 +330,8 @@ class Supervisor(Service):
         verdict = decide(route, course, health, found, versions, self._limits, now, fallback=is_fallback)
         if verdict is None and self._canary is not None:
             verdict = steer(route, course, health, found, self._canary, now)
+        if verdict is None and not is_fallback:
+            verdict = mend(route, fresh, found, self._limits, now)
         return [] if verdict is None else [verdict]
 
     def _alarming(self, model: str, found: list[Finding]) -> list[Finding]:
@@ -337,7 +340,8 @@ class Supervisor(Service):
         if self.routing.routes[model].state in (State.QUARANTINED, State.DESTROYED):
             return []
         all_ = model == self._pipeline.fallback or self.routing.hold is not None
-        return [f for f in found if all_ or not f.grave]
+        barred = self.routing.routes[model].barred
+        return [f for f in found if all_ or not (f.grave or f.slice in barred)]
 
     def _written(self) -> dict[str, Incident]:
         """Incidents as read back, or as written a moment ago."""

@@ -95,7 +95,11 @@ def obey(episodes: Episodes, verdict: Verdict, previous_line: int) -> Episodes:
 
 def _begin(verdict: Verdict, line: int) -> Episode:
     incident = Incident(
-        id=verdict.incident, model=verdict.model, policy=verdict.policy, evidence=verdict.evidence
+        id=verdict.incident,
+        model=verdict.model,
+        slice=verdict.slice,
+        policy=verdict.policy,
+        evidence=verdict.evidence,
     )
     return Episode(incident, line)
 

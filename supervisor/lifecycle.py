@@ -54,7 +54,9 @@ class Course:
     tried: bool = False  # a supervisor ended its trial; an operator's next verdict opens it again
 
     def after(self, verdict: Verdict, limits: Limits) -> Course:
-        """The course once the verdict is obeyed."""
+        """The course once the verdict is obeyed. One on a slice leaves it as it is."""
+        if verdict.slice:
+            return self
         resting = verdict.state if verdict.state in IN_TRAFFIC else self.resting
         if verdict.share:
             resting = State.SHADOW  # what was on trial begins where it began
@@ -194,6 +196,11 @@ def incident_id(route: Route) -> str:
     return f"{route.model}-{route.offset + 1}"
 
 
+def slice_incident_id(route: Route) -> str:
+    """Of an episode of one slice, beside whatever else happens to the model."""
+    return f"{route.model}-{route.offset + 1}"
+
+
 # --- where to go back to ----------------------------------------------------------------------
 
 
@@ -274,20 +281,27 @@ def _offsets_at(route: Route, health: Health, own: Sequence[KnownVersion], at_ms
 # --- by hand ----------------------------------------------------------------------------------
 
 
-def operator_verdict(routing: Routing, model: str, state: State, reason: str, now: int, by: str) -> Verdict:
+def operator_verdict(
+    routing: Routing, model: str, state: State, reason: str, now: int, by: str, of_slice: str = ""
+) -> Verdict:
     """An operator's decision on a model as it stands. Raises KeyError for an undeclared model.
 
     The line stays: an operator moves traffic and does not say what to unlearn. A quarantine by an
-    operator holds until an operator admits; admitted to PROBATION, the supervisor leads it back.
-    `by` must not be "supervisor".
+    operator holds until an operator admits; admitted to PROBATION, the supervisor leads it back. With `of_slice`,
+    "name=value", only the facts that show it are taken or given back. `by` must not be "supervisor".
     """
     if by == SUPERVISOR:
         raise ValueError(f"{model}: an operator's verdict cannot be by {SUPERVISOR!r}")
     route = routing.routes[model]
     begins = state not in IN_TRAFFIC or route.state not in IN_TRAFFIC
     incident = incident_id(route) if begins else ""
+    if of_slice:
+        barred = route.barred.get(of_slice)
+        incident = barred.incident if barred else slice_incident_id(route)
+        state = State.QUARANTINED if state is State.QUARANTINED else route.state
     verdict = same_line(route, state, reason, now, evidence={})
-    return verdict.model_copy(update={"policy": OPERATOR, "by": by, "incident": incident})
+    told = {"policy": OPERATOR, "by": by, "incident": incident, "slice": of_slice}
+    return verdict.model_copy(update=told)
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,11 @@ async def issue(
     reason: str,
     *,
     by: str,
+    of_slice: str = "",
     clock: Clock = wall_clock,
     writer: Writer | None = None,
 ) -> Verdict:
-    """An operator's verdict, written and read back in force.
+    """An operator's verdict, written and read back in force; with `of_slice`, "name=value", on that slice alone.
 
     `writer` is started and stopped here. Raises KeyError for an undeclared model, Overruled if another
     verdict came first, and TimeoutError if the verdicts cannot be read or written in time: it may then
@@ -47,19 +48,27 @@ async def issue(
         async with asyncio.timeout(OBEY_S):
             await tail.start()
             await writer.start()
-            return await _issue(hand, tail, writer, model, state, reason, by, clock)
+            return await _issue(hand, tail, writer, model, state, reason, by, of_slice, clock)
     finally:
         await tail.stop()
         await writer.stop()
 
 
 async def _issue(
-    hand: _Hand, tail: Tail, writer: Writer, model: str, state: State, reason: str, by: str, clock: Clock
+    hand: _Hand,
+    tail: Tail,
+    writer: Writer,
+    model: str,
+    state: State,
+    reason: str,
+    by: str,
+    of_slice: str,
+    clock: Clock,
 ) -> Verdict:
     running = asyncio.create_task(tail.run())
     try:
         await tail.sync()
-        verdict = operator_verdict(hand.routing, model, state, reason, clock(), by)
+        verdict = operator_verdict(hand.routing, model, state, reason, clock(), by, of_slice)
         await writer.write([Out(hand.topic, 0, model.encode(), verdict.encode())])
         await tail.sync()
     finally:

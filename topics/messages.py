@@ -84,7 +84,7 @@ class Reason(StrEnum):
 
     NO_VERSION = "no_version"  # no version of the model has passed the gate
     WARMING = "warming"  # the version has learned fewer examples than the declared warm-up
-    QUARANTINED = "quarantined"  # a verdict takes the model's traffic away
+    QUARANTINED = "quarantined"  # a verdict takes the model's traffic away, or that of a slice the fact shows
     OUT_OF_BOUNDS = "out_of_bounds"  # the answer lay outside the declared bounds, or was not finite
     RAISED = "raised"  # the estimator raised
     FEATURE_FAILED = "feature_failed"  # a feature raised or was not finite
@@ -216,6 +216,9 @@ class Verdict(ControlRecord):
     `share` is the part of the keys that a model gets which has no traffic by declaration: on trial as a canary, or
     promoted.
 
+    With a `slice`, "name=value" of a feature, only the facts that show it are meant: QUARANTINED has others answer them,
+    any other state gives them back. The model's own state and line stay as they are.
+
     A verdict on the model "" is an operator's on the supervisor itself: QUARANTINED holds it, LIVE releases it.
     While it is held, every reader ignores verdicts by a supervisor.
     """
@@ -227,6 +230,7 @@ class Verdict(ControlRecord):
     restore: int = 0
     skip: tuple[Span, ...] = ()
     share: float = 0.0
+    slice: str = ""
     policy: str
     reason: str
     evidence: dict[str, float] = Field(default_factory=dict)
@@ -359,6 +363,7 @@ class Incident(ControlRecord):
 
     id: str
     model: str
+    slice: str = ""  # of the facts that it concerns; "" for all of the model's
     policy: str
     evidence: dict[str, float] = Field(default_factory=dict)
     timeline: tuple[IncidentStep, ...] = ()

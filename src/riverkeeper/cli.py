@@ -606,11 +606,17 @@ _MODEL = click.argument("model_ref", metavar="PIPELINE/MODEL")
 _REASON = click.option("--reason", required=True, help="Why; stands in the verdict for all to read.")
 
 
+_SLICE = click.option(
+    "--slice", "of_slice", default="", metavar="FEATURE=VALUE", help="Only facts that show this value."
+)
+
+
 @main.command()
 @_MODEL
 @_REASON
+@_SLICE
 @settings_options(*CONNECTION)
-def quarantine(model_ref: str, reason: str, **flags: Any) -> None:
+def quarantine(model_ref: str, reason: str, of_slice: str, **flags: Any) -> None:
     """Take a model out: within a second no replica asks it, and the fallback answers in its place.
 
     The model stays out until it is admitted by hand. Only the pipeline's name is needed, not its module.
@@ -618,19 +624,21 @@ def quarantine(model_ref: str, reason: str, **flags: Any) -> None:
     \b
       riverkeeper quarantine flights/eager --reason "answers look odd since noon" --broker kafka:9092
       riverkeeper quarantine my_module:flights/eager --reason "retrained upstream"
+      riverkeeper quarantine flights/eager --slice carrier=UA --reason "their times are off"
     """
     from .topics.messages import State
 
-    _decide(model_ref, State.QUARANTINED, reason, _settings(flags))
+    _decide(model_ref, State.QUARANTINED, reason, of_slice, _settings(flags))
 
 
 @main.command()
 @_MODEL
 @_REASON
 @click.option("--now", "at_once", is_flag=True, help="Give it its traffic back at once, without probation.")
+@_SLICE
 @settings_options(*CONNECTION)
-def admit(model_ref: str, reason: str, at_once: bool, **flags: Any) -> None:
-    """Lead a model back: it answers in shadow until it has proved itself, then gets its traffic.
+def admit(model_ref: str, reason: str, at_once: bool, of_slice: str, **flags: Any) -> None:
+    """Lead a model back: it answers in shadow until it has proved itself, then gets its traffic. A slice gets it at once.
 
     \b
       riverkeeper admit flights/eager --reason "upstream is fixed"
@@ -638,14 +646,17 @@ def admit(model_ref: str, reason: str, at_once: bool, **flags: Any) -> None:
     """
     from .topics.messages import State
 
-    _decide(model_ref, State.LIVE if at_once else State.PROBATION, reason, _settings(flags))
+    _decide(model_ref, State.LIVE if at_once else State.PROBATION, reason, of_slice, _settings(flags))
 
 
-def _decide(model_ref: str, state: State, reason: str, settings: Settings) -> None:
+def _decide(model_ref: str, state: State, reason: str, of_slice: str, settings: Settings) -> None:
     from .operate import decide
 
-    verdict = _quietly(lambda: decide(settings.connection(), model_ref, state, reason, by=_operator()))
-    click.echo(f"{verdict.model}: {verdict.state.value} by {verdict.by}: {verdict.reason}")
+    verdict = _quietly(
+        lambda: decide(settings.connection(), model_ref, state, reason, by=_operator(), of_slice=of_slice)
+    )
+    which = f"{verdict.model} where {of_slice}" if of_slice else verdict.model
+    click.echo(f"{which}: {verdict.state.value} by {verdict.by}: {verdict.reason}")
 
 
 @main.group()

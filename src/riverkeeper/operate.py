@@ -9,8 +9,8 @@ from aiokafka import TopicPartition
 from pydantic import ValidationError
 
 from .models.features import PipelineError, did_you_mean
-from .models.pipeline import load, name_of
-from .models.routing import Routing
+from .models.pipeline import Pipeline, load, name_of
+from .models.routing import MAX_BARRED, Route, Routing
 from .supervisor.known import wall_clock
 from .supervisor.lifecycle import OPERATOR
 from .supervisor.operator import issue
@@ -33,10 +33,13 @@ class Known:
     fallback: str = ""
 
 
-async def decide(connection: Connection, model_ref: str, state: State, reason: str, *, by: str) -> Verdict:
-    """Issues the verdict on "pipeline/model" or "module:pipeline/model", and returns it once it is in force.
+async def decide(
+    connection: Connection, model_ref: str, state: State, reason: str, *, by: str, of_slice: str = ""
+) -> Verdict:
+    """Issues the verdict on "pipeline/model" or "module:pipeline/model", and returns it once it is in force; with
+    `of_slice`, "name=value", on that slice alone.
 
-    Raises PipelineError for a name that is not one and for a model that cannot be admitted, for it is not
+    Raises PipelineError for a name that is not one and for a model or slice that cannot be admitted, for it is not
     out; TopicMissing, Overruled, KafkaError.
     """
     where, _, model = model_ref.rpartition("/")
@@ -53,10 +56,30 @@ async def decide(connection: Connection, model_ref: str, state: State, reason: s
         hint = did_you_mean(model, models, f"; its models are {', '.join(sorted(models)) or 'not known yet'}")
         raise PipelineError(f"{name} has no model {model!r}{hint}")
     # Which models are live by declaration does not matter: a verdict replaces a route whole.
-    now = _state(model, verdicts)
-    if state is not State.QUARANTINED and now not in OUT:
+    now = _route(model, verdicts)
+    if of_slice:
+        _check_slice(f"{name}/{model}", declared, now, of_slice, admit=state is not State.QUARANTINED)
+    elif state is not State.QUARANTINED and now.state not in OUT:
         raise PipelineError(f"{name}/{model} is not quarantined: there is nothing to admit")
-    return await issue(connection, Known(name, tuple(models)), model, state, reason, by=by)
+    known = Known(name, tuple(models))
+    return await issue(connection, known, model, state, reason, by=by, of_slice=of_slice)
+
+
+def _check_slice(model: str, declared: Pipeline | None, now: Route, of_slice: str, *, admit: bool) -> None:
+    feature, equals, _ = of_slice.partition("=")
+    if not equals:
+        raise PipelineError(f"{of_slice!r} is no slice; write feature=value, as in region=west")
+    if declared is not None and feature not in declared.slices:
+        hint = did_you_mean(
+            feature, declared.slices, f"; declared are {', '.join(declared.slices) or 'none'}"
+        )
+        raise PipelineError(f"{feature!r} is no slice of {declared.name}{hint}")
+    if admit and of_slice not in now.barred:
+        raise PipelineError(f"{model} is not quarantined where {of_slice}: there is nothing to admit")
+    if not admit and of_slice not in now.barred and len(now.barred) >= MAX_BARRED:
+        raise PipelineError(
+            f"{model} is quarantined in {MAX_BARRED} slices already; quarantine it as a whole"
+        )
 
 
 async def hold(
@@ -115,8 +138,8 @@ def _verdict(record: Record) -> Verdict | None:
         return None
 
 
-def _state(model: str, verdicts: list[tuple[int, Verdict]]) -> State:
+def _route(model: str, verdicts: list[tuple[int, Verdict]]) -> Route:
     routing = Routing.declared([model], [model])
     for offset, verdict in verdicts:
         routing = routing.obey(offset, verdict)
-    return routing.routes[model].state
+    return routing.routes[model]

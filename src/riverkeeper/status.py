@@ -53,6 +53,7 @@ class ModelStatus(msgspec.Struct, frozen=True):
     learned: int
     error: float | None
     baseline: float | None
+    barred: list[str]  # slices whose facts others answer
 
 
 class IncidentStatus(msgspec.Struct, frozen=True):
@@ -183,6 +184,7 @@ def models_status(routing: Routing, newest: Mapping[str, Manifest]) -> list[Mode
                 learned=manifest.learned if manifest else 0,
                 error=manifest.error if manifest else None,
                 baseline=manifest.baseline_error if manifest else None,
+                barred=sorted(route.barred),
             )
         )
     return found
@@ -351,7 +353,8 @@ def _load(load: LoadStatus) -> str:
 def _row(model: ModelStatus) -> list[str]:
     version = f"v{model.version}" if model.version else "-"
     errors = ["-" if e is None else f"{e:.4g}" for e in (model.error, model.baseline)]
-    return [model.model, model.state, _when(model.since), version, str(model.learned), *errors]
+    state = f"{model.state}, not where {', '.join(model.barred)}" if model.barred else model.state
+    return [model.model, state, _when(model.since), version, str(model.learned), *errors]
 
 
 def _when(at: datetime | None) -> str:

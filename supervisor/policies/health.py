@@ -164,8 +164,8 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
 class Finding:
     """One policy's objection to one model. `onset_ms` is when the trouble began.
 
-    `grave`: the model's answers are worth less than what would stand in for them, so it is taken out. Any
-    other finding raises an alarm.
+    `grave`: the model's answers are worth less than what would stand in for them, so it is taken out. Where that is so
+    of one slice only ("name=value"), it is barred from that. Any other finding raises an alarm.
     """
 
     policy: str
@@ -173,6 +173,7 @@ class Finding:
     onset_ms: int
     evidence: dict[str, float] = field(default_factory=dict)
     grave: bool = False
+    slice: str = ""
 
 
 # Takes up one vitals record of the model, or says what it finds (None); `now` in epoch ms. Findings beside a

@@ -7,6 +7,7 @@ better than that, stays and is reported.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import msgspec
 from msgspec.structs import replace
@@ -31,6 +32,7 @@ class Difference(msgspec.Struct, frozen=True, array_like=True, gc=False):
     seen: float = 0.0  # examples
     sd: float = 0.0
     worse: Evidence = Evidence()
+    calm: float = 0.0  # examples of the last blocks, none of them above 0
 
     def after(self, new: Block, limits: Limits, shift: float = 0.0) -> Difference:
         part = self.part.plus(new)
@@ -43,7 +45,8 @@ class Difference(msgspec.Struct, frozen=True, array_like=True, gc=False):
         z = score * math.sqrt(part.size / DEPENDENCE)
         worse = self.worse.after(z, part.from_ms, limits.log_odds)
         usual_sd = self.sd + (min(sd, 3 * self.sd) - self.sd) / 20 if self.sd else sd
-        return Difference(Block(), seen, usual_sd, worse)
+        calm = self.calm + part.size if score <= 0 else 0.0
+        return Difference(Block(), seen, usual_sd, worse, calm)
 
 
 class Memories(Memory, frozen=True):
@@ -75,13 +78,8 @@ def quality(health: Health, vitals: Vitals | None, now: int, limits: Limits) -> 
         health = replace(health, examples=window).remember(QUALITY, known)
     if vitals is not None:
         return health, []
-    found = [
-        _baseline(health, known, limits, now),
-        _own(known, limits),
-        _wrong(known, limits),
-        _slice(known, limits),
-    ]
-    return health, [f for f in found if f is not None]
+    found = [_baseline(health, known, limits, now), _own(known, limits), _wrong(known, limits)]
+    return health, [*(f for f in found if f is not None), *_slices(known, limits)]
 
 
 def _seen(known: Memories, vitals: Vitals, limits: Limits) -> Memories:
@@ -167,10 +165,9 @@ def _wrong(known: Memories, limits: Limits) -> Finding | None:
     return Finding(QUALITY, reason, since_ms, {"wrong": last, "usual": usual})
 
 
-def _slice(known: Memories, limits: Limits) -> Finding | None:
+def _slices(known: Memories, limits: Limits) -> Iterator[Finding]:
     for name, each in known.slices.items():
         since_ms = each.worse.against(limits.log_odds)
         if since_ms is not None and each.seen >= limits.min_examples / 2:
             reason = f"worse than the baseline where {name}, over {each.seen:.0f} labelled examples"
-            return Finding(QUALITY, reason, since_ms, {"examples": each.seen})
-    return None
+            yield Finding(QUALITY, reason, since_ms, {"examples": each.seen}, slice=name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 from pydantic import ValidationError
@@ -13,6 +14,8 @@ from .report import Notebook, Place, Topic
 
 # A lease lasts a second at most. As much again is for answering a batch and for its way to the broker.
 OBEYED_WITHIN_MS = 2_000
+MAX_BARRED = 8  # slices of one model; a verdict on one more counts for nothing
+SLICE_TEXT = 40  # characters of a value by which a slice is named
 SERVING = frozenset({State.LIVE, State.CANARY})
 ASKED = SERVING | {State.SHADOW, State.PROBATION}
 
@@ -25,6 +28,7 @@ class Ruling(NamedTuple):
     state: State | None
     line: int
     skip: tuple[Span, ...] = ()
+    barred: frozenset[str] = frozenset()  # slices whose facts the model may not answer
 
 
 class Verdicts:
@@ -33,6 +37,7 @@ class Verdicts:
 
     def __init__(self, pipeline: Pipeline, within_ms: int = OBEYED_WITHIN_MS) -> None:
         self._within = within_ms
+        self._names = pipeline.slices
         self._held = False
         self._rulings = {model: [Ruling(-1, 0, None, 0)] for model in pipeline.models}
 
@@ -51,8 +56,20 @@ class Verdicts:
         if self._held and automatic:
             return
         if rulings is not None and verdict.follows == rulings[-1].offset:
-            ruling = Ruling(record.offset, record.timestamp, verdict.state, verdict.line, verdict.skip)
-            rulings.append(ruling)
+            self._rule(rulings, record, verdict)
+
+    def _rule(self, rulings: list[Ruling], record: Record, verdict: Verdict) -> None:
+        last = rulings[-1]
+        state, line, barred = last.state, last.line, last.barred
+        skip: tuple[Span, ...] = ()
+        if not verdict.slice:
+            state, line, skip = verdict.state, verdict.line, verdict.skip
+        elif verdict.state is State.QUARANTINED:
+            barred |= {verdict.slice}
+        else:
+            barred -= {verdict.slice}
+        if len(barred) <= MAX_BARRED:
+            rulings.append(Ruling(record.offset, record.timestamp, state, line, skip, barred))
 
     def destroyed(self, model: str) -> bool:
         return self._rulings[model][-1].state is State.DESTROYED
@@ -71,22 +88,31 @@ class Verdicts:
             return ""
         allowed = SERVING if said.source is Source.MODEL else ASKED
         known = max(r for r in rulings if r.offset <= said.verdict) if said.verdict >= -1 else rulings[0]
-        forbidden = _forbids(known, allowed, line)
+        slices = self._slices(said)
+        forbidden = _forbids(known, allowed, line, slices)
         if forbidden:
             return f"was served although verdict {known.offset}, which it knew, {forbidden}"
         # In force at some moment of the time that there was to obey:
         first = max(i for i, r in enumerate(rulings) if r.at <= max(0, appended - self._within))
         during = [r for r in rulings[first:] if r.at <= appended]
-        if all(_forbids(ruling, allowed, line) for ruling in during):
+        if all(_forbids(ruling, allowed, line, slices) for ruling in during):
             ruling = during[0]
-            why = _forbids(ruling, allowed, line)
+            why = _forbids(ruling, allowed, line, slices)
             return (
                 f"was served {(appended - ruling.at) / 1000:.1f} s after verdict {ruling.offset} that {why}"
             )
         return ""
 
+    def _slices(self, said: Prediction) -> list[str]:
+        """Those that the fact shows; for the fallback none is barred."""
+        if said.source is not Source.MODEL:
+            return []
+        return [f"{n}={str(said.features[n])[:SLICE_TEXT]}" for n in self._names if n in said.features]
 
-def _forbids(ruling: Ruling, allowed: frozenset[State], line: int | None) -> str:
+
+def _forbids(ruling: Ruling, allowed: frozenset[State], line: int | None, slices: Collection[str]) -> str:
+    if barred := ruling.barred.intersection(slices):
+        return f"bars the model where {min(barred)}"
     if ruling.state is None:
         return ""
     if ruling.state not in allowed:
