@@ -25,6 +25,7 @@ from .pooch_data import CALM, Mood, stream
 from .stage import Ending, ledger_of, watcher_of
 
 PACE = 350.0  # events/s; with the likes that is some 180 posts/s
+PACE_BESIDE = 90.0  # the same while the second pipeline catches up: on two cores both want all there is
 AHEAD = 600  # events of producers on their way: two seconds of them
 AHEAD_BESIDE = 4_000  # of what is copied; nobody waits for these answers
 CHUNK = 100  # events sent before their acknowledgements are awaited
@@ -77,6 +78,7 @@ class Network:
         self._sent = {pooch: 0, pooch_2: 0}  # by producers
         self._closing = AsyncExitStack()
         self._tasks: list[asyncio.Task[None]] = []
+        self._copying: asyncio.Task[None] | None = None
         self._began = self._paced = time.monotonic()
         self._moved = (0, self._began)  # records that counted, and when that changed
 
@@ -177,7 +179,8 @@ class Network:
     def _due(self) -> int:
         """Events by the pace; what could not be sent in time is not made up for."""
         now = time.monotonic()
-        due = min(int((now - self._paced) * PACE), CHUNK)
+        behind = self._copying is not None and not self.caught_up()
+        due = min(int((now - self._paced) * (PACE_BESIDE if behind else PACE)), CHUNK)
         if due:
             self._paced = now
         return due
@@ -224,8 +227,9 @@ class Network:
                 and not self._on_their_way_beside()
             )
         )
-        if done:
+        if done and self._copying is not None:
             self._copying.cancel()
+            self._copying = None
             self._target, self.app.moved = pooch_2, self.posts
             await asyncio.to_thread(self.kennel.stop, [pooch.name])
         return done

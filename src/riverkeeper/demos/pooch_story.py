@@ -155,6 +155,9 @@ class Story:
 
     async def _negative(self) -> bool:
         line = self._first.models["line"]
+        if not await self._until(lambda: line.state == "live"):
+            return False
+        before = len(self._first.rulings)
         self._tell(
             "Dog shows: abroad, large accounts get more likes, and 'line', which has no link function, becomes steeper."
         )
@@ -165,9 +168,9 @@ class Story:
             "Puppies join, whom hardly anybody follows. Abroad the steep line says of them: less than no likes."
         )
         self._net.mood = lambda _: Mood(show=True, puppies=True)
-        await self._until(lambda: self._taken_out(self._first, "line") is not None)
+        await self._until(lambda: self._taken_out(self._first, "line", before) is not None)
         self._net.mood = lambda _: CALM
-        ruling = self._taken_out(self._first, "line")
+        ruling = self._taken_out(self._first, "line", before)
         if ruling is None:
             return False
         self._tell(f"'line' is quarantined by the policy '{ruling.policy}': {ruling.reason}.")
@@ -254,8 +257,13 @@ class Story:
             "'poet' counts rhymes, pair by pair of words. Now breeders post pedigrees, of hundreds of words, at once."
         )
 
+        poet = self._second.models["poet"]
+        if not await self._until(lambda: poet.state == "live"):
+            return False
+        before = len(self._second.rulings)
+
         def taken_out() -> bool:
-            return self._taken_out(self._second, "poet") is not None
+            return self._taken_out(self._second, "poet", before) is not None
 
         for _ in range(BURSTS):
             self._net.mood = lambda _: Mood(pedigrees=True)
@@ -263,7 +271,7 @@ class Story:
             self._net.mood = lambda _: CALM
             if await self._until(taken_out, BETWEEN_BURSTS) or self._stopped:
                 break
-        ruling = self._taken_out(self._second, "poet")
+        ruling = self._taken_out(self._second, "poet", before)
         if ruling is None:
             return False
         late = sum(self._app.answered_instead("poet", "too_slow").values())
@@ -273,13 +281,14 @@ class Story:
         self._tell(f"'poet' is quarantined by the policy '{ruling.policy}': {ruling.reason}.")
         self._crashes["supervisor"] = ruling.at_ms > self._killed_ms
         self._tell("That was the verdict of the supervisor that came back.")
-        model = self._second.models["poet"]
-        if await self._until(lambda: model.state == "live", HEAL_POSTS):
+        if await self._until(lambda: poet.state == "live", HEAL_POSTS):
             self._tell(
                 "Captions are short again. 'poet' was restored, watched in shadow, and has its traffic back."
             )
         return late > 0
 
     @staticmethod
-    def _taken_out(ledger: Ledger, model: str) -> Ruling | None:
-        return next((r for r in ledger.rulings if (r.model, r.state) == (model, "quarantined")), None)
+    def _taken_out(ledger: Ledger, model: str, before: int) -> Ruling | None:
+        """The first verdict that quarantines the model, but for so many that fell before."""
+        later = ledger.rulings[before:]
+        return next((r for r in later if (r.model, r.state) == (model, "quarantined")), None)
