@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 
 from ..models.sketch import added, sketch
+from ..models.slices import slices_of
 from ..topics.messages import Answer, Prediction, Scalar, Sketch, Source
 
 SAMPLES = 5  # predictions named; enough to look one up in any system downstream
@@ -42,10 +43,11 @@ class Sample:
 
 @dataclass
 class Blast:
-    """Of one model; of every model that answered, if `model` is ""."""
+    """Of one model, where its facts show `slice` if that is given; of every model that answered, if `model` is ""."""
 
     model: str
     stretch: Stretch
+    slice: str = ""
     served: int = 0  # by the model itself, since the onset
     versions: Counter[int] = field(default_factory=Counter)  # of these
     instead: Counter[tuple[str, str]] = field(default_factory=Counter)  # (who answered in its place, why)
@@ -63,6 +65,8 @@ class Blast:
         if not self.stretch.from_ms <= at_ms <= self.stretch.until_ms:
             return
         if self.model and said.asked != self.model:
+            return
+        if self.slice and self.slice not in slices_of([self.slice.partition("=")[0]], said.features):
             return
         own = said.source is Source.MODEL and (not self.model or said.model == self.model)
         if at_ms < self.stretch.onset_ms:

@@ -34,9 +34,8 @@ def began_ms(incident: Incident) -> int:
 
 
 def title(incident: Incident) -> str:
-    return (
-        f"{incident.policy} of {incident.model}" if incident.model else f"{incident.policy} of the pipeline"
-    )
+    where = f" where {incident.slice}" if incident.slice else ""
+    return f"{incident.policy} of {incident.model or 'the pipeline'}{where}"
 
 
 def markdown(incident: Incident, blast: Blast, topic: str, now: int) -> str:

@@ -269,6 +269,15 @@ def test_an_operator_takes_a_model_out_and_leads_it_back(prepared: str) -> None:
     assert state() == "probation"
     riverkeeper("admit", "flights/eager", "--reason", "sure", "--now", "--broker", prepared)
     assert state() == "live"
+    slice_ = ("--slice", "carrier=UA", "--broker", prepared)
+    done = riverkeeper("quarantine", "flights/eager", "--reason", "their times are off", *slice_)
+    assert done.stdout.startswith("eager where carrier=UA: quarantined by operator "), done
+    assert "live, not where carrier=UA" in riverkeeper("status", REF, "--broker", prepared).stdout
+    assert riverkeeper("admit", "flights/eager", "--reason", "mended", *slice_).returncode == 0
+    assert state() == "live"
+    assert "nothing to admit" in riverkeeper("admit", "flights/eager", "--reason", "again", *slice_).stderr
+    undeclared = riverkeeper("quarantine", f"{REF}/eager", "--reason", "odd", *slice_)
+    assert "'carrier' is no slice of flights" in undeclared.stderr
     assert riverkeeper("hold", REF, "--reason", "brokers move", "--broker", prepared).returncode == 0
     shown = riverkeeper("status", REF, "--broker", prepared).stdout
     assert "HELD by operator" in shown and "brokers move" in shown

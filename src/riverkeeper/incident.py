@@ -48,7 +48,7 @@ async def show(connection: Connection, pipeline_ref: str, id_: str) -> str:
     """The draft of a post-mortem. Raises PipelineError for an unknown id; see `read` for the rest."""
     incident = _named(await read(connection, pipeline_ref), id_)
     topic, now = f"{name_of(pipeline_ref)}.predictions", _now_ms()
-    blast = Blast(incident.model, stretch(incident, now))
+    blast = Blast(incident.model, stretch(incident, now), incident.slice)
     count = 0
     async with Catalog(connection) as catalog:
         partitions, embedded = await catalog.partition_count(topic), await catalog.embedded()

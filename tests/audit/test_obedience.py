@@ -5,11 +5,13 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
+from msgspec.structs import replace
 
 from riverkeeper.audit.obedience import Verdicts
 from riverkeeper.audit.report import Notebook
 from riverkeeper.topics.messages import Prediction, Source, State, Verdict
 from tests.audit.tape import Rec
+from tests.models.test_serving import pipeline
 from tests.system.pipelines import gauges
 
 PIPELINE = gauges("gauges")
@@ -105,3 +107,31 @@ def test_what_may_stand_in(state: State, asked: bool) -> None:
     known = verdicts((10_000, state, 0, -1))
     assert (known.disobeyed(said(0, Source.FALLBACK), 10_001, 0) == "") is asked
     assert known.disobeyed(said(0), 10_001, 0) != ""
+
+
+def barring(read: Verdicts, offset: int, at: int, state: State, name: str = "zone=west") -> None:
+    verdict = Verdict(
+        model="main", state=state, slice=name, follows=offset - 1, policy="quality", reason="", at_ms=at
+    )
+    read.read(Rec("gauges.verdicts", 0, offset, at, b"line", verdict.encode(), ()), Notebook("gauges"))
+
+
+@pytest.mark.parametrize(
+    ("at", "known", "zone", "obeys"),
+    [
+        (11_999, -1, "west", True),
+        (12_000, -1, "west", False),
+        (60_000, -1, "east", True),
+        (10_001, 0, "west", False),
+        (10_001, 0, "east", True),
+        (120_000, 1, "west", True),
+        (120_000, 0, "west", False),
+    ],
+)
+def test_a_model_is_barred_from_one_slice(at: int, known: int, zone: str, obeys: bool) -> None:
+    read = Verdicts(pipeline(features=["x", "zone"], slices=["zone"]), WITHIN)
+    barring(read, 0, 10_000, State.QUARANTINED)
+    barring(read, 1, 100_000, State.LIVE)
+    shown = replace(said(known), model="main", features={"zone": zone})
+    assert (read.disobeyed(shown, at, 0) == "") is obeys
+    assert read.disobeyed(replace(shown, source=Source.FALLBACK), at, 0) == ""

@@ -145,8 +145,11 @@ def _recovered(world: World) -> float | None:
     """When (ms) the model is in traffic and no alarm is open, for good."""
     since: float | None = None
     for _ in range(RECOVERY):
-        ill = world.state() is not State.LIVE or any(
-            not i.resolved for i in world.supervisor.incidents.values()
+        barred = any(route.barred for route in world.supervisor.routing.routes.values())
+        ill = (
+            world.state() is not State.LIVE
+            or barred
+            or any(not i.resolved for i in world.supervisor.incidents.values())
         )
         since = None if ill else (since if since is not None else world.clock.ms)
         if since is not None and world.clock.ms - since >= 6 * STEP_MS:

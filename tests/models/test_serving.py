@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -142,6 +143,26 @@ def test_the_fallback_model_answers_and_says_why(
         "main",
         "fall",
     )
+
+
+def test_the_facts_of_a_barred_slice_are_answered_by_others_and_the_model_is_not_asked() -> None:
+    p = pipeline(features=["x", "zone"], slices=["zone"])
+    main, fall = version("main", 5.0), version("fall", 6.0)
+    seen = view(p, main, fall)
+    barred = Verdict(
+        model="main", state=State.QUARANTINED, slice="zone=a", follows=-1, policy="t", reason="t", at_ms=0
+    )
+    seen = replace(seen, routing=seen.routing.obey(0, barred))
+    rows: list[Features] = [{"x": float(i), "zone": zone} for i, zone in enumerate("abab")]
+    said = asked(p, seen, rows)
+    assert [(each.model, each.reason) for each in said.served] == [
+        ("fall", "quarantined"),
+        ("main", ""),
+    ] * 2
+    assert {each.asked for each in said.served} == {"main"}
+    (to_main,) = main.scorer.rows  # type: ignore[attr-defined]  # Says
+    assert [row["zone"] for row in to_main] == ["b", "b"]
+    assert said.observed["main"].asked == said.observed["main"].served == 2
 
 
 @pytest.mark.parametrize(

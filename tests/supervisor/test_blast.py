@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+from msgspec.structs import replace
+
 from riverkeeper.supervisor.blast import SAMPLES, Blast, Stretch, bars, ranges
 from riverkeeper.topics.messages import Answer, Prediction, Source
 
@@ -59,6 +61,14 @@ def test_the_pipelines_incidents_concern_whoever_answered() -> None:
         (1_100, said()), (1_100, said(asked="n", model="n")), (1_100, said(reason="late")), model=""
     )
     assert blast.served == 2 and blast.instead == {("m", "late"): 1}
+
+
+def test_an_incident_of_a_slice_concerns_the_facts_that_show_it() -> None:
+    blast = Blast("m", STRETCH, "zone=a")
+    for offset, zone in enumerate("aab"):
+        blast.add(0, offset, 1_100, replace(said(), features={"zone": zone}))
+    blast.add(0, 3, 1_100, said())
+    assert blast.served == 2
 
 
 def test_answers_before_are_those_of_as_long_a_time() -> None:
