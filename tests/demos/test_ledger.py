@@ -176,6 +176,14 @@ def test_a_verdict_that_follows_an_outdated_one_changes_nothing(log: Log) -> Non
     assert log.ledger.models["learned"].state == "probation"
 
 
+def test_a_verdict_on_a_slice_leaves_the_model_where_it_is(log: Log) -> None:
+    log.write("verdicts", {**verdict("quarantined", -1), "slice": "zone=a"})
+    assert log.ledger.models["learned"].state == "live"
+    log.write("verdicts", verdict("quarantined", 0))
+    assert log.ledger.models["learned"].state == "quarantined"
+    assert [ruling.state for ruling in log.ledger.rulings] == ["quarantined where zone=a", "quarantined"]
+
+
 def test_the_newest_record_of_an_incident_counts(log: Log) -> None:
     steps = [{"state": "detected", "at_ms": 1_000}, {"state": "re-admitted", "at_ms": 2_500}]
     told = {"id": "learned-0", "model": "learned", "policy": "bounds"}

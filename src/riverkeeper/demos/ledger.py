@@ -105,6 +105,7 @@ class _Verdict(msgspec.Struct):
     reason: str
     at_ms: int
     by: str = SUPERVISOR
+    slice: str = ""
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -373,12 +374,14 @@ class Ledger:
         model = self.models.get(verdict.model)
         if model is None or verdict.follows != model.follows:
             return
-        model.state, model.since_ms, model.follows = verdict.state, verdict.at_ms, record.offset
+        model.follows = record.offset
+        state = f"{verdict.state} where {verdict.slice}" if verdict.slice else verdict.state
+        self.rulings.append(Ruling(verdict.at_ms, verdict.model, state, verdict.policy, verdict.reason))
+        if verdict.slice:
+            return
+        model.state, model.since_ms = verdict.state, verdict.at_ms
         if verdict.state not in IN_TRAFFIC:
             model.recent.clear()
-        self.rulings.append(
-            Ruling(verdict.at_ms, verdict.model, verdict.state, verdict.policy, verdict.reason)
-        )
 
     def _incident(self, record: Record) -> None:
         incident = msgspec.json.decode(record.value or b"", type=Incident)
