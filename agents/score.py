@@ -96,7 +96,8 @@ class ScoreWork(Tracked):
         self._sample = Sample()
         self._spans: dict[int, Span] = {}
         self._since_ms = agent.runtime.now_ms()
-        self._written: list[tuple[Sequence[int], Answers]] = []  # append times, answers: not acknowledged yet
+        # What was covered, append times, answers: not acknowledged yet
+        self._written: list[tuple[Span, Sequence[int], Answers]] = []
 
     async def step(self, tp: TopicPartition, records: Sequence[Record]) -> list[Out]:
         facts, dead = self._decoded(records)
@@ -111,9 +112,9 @@ class ScoreWork(Tracked):
         appended = [record.timestamp for record, _ in facts]
         self._agent.profile.see(rows, [envelope.time for _, envelope in facts], appended)
         view, answers = await self._answered(facts, rows, appended)
-        self._cover(tp.partition, facts[0][0].offset, facts[-1][0].offset + 1)
         self._agent.pace.answered(answers)
-        self._written.append((appended, answers))
+        covered = Span(tp.partition, facts[0][0].offset, facts[-1][0].offset + 1)
+        self._written.append((covered, appended, answers))
         keys = self._join_keys(facts)
         encoded = [key.encode() for key in keys]
         where = partitions(encoded, self._pipeline.partitions)
@@ -255,7 +256,8 @@ class ScoreWork(Tracked):
         written, self._written = self._written, []
         telemetry, now = self._agent.runtime.telemetry, self._agent.log_ms()
         self._agent.pace.end(self._agent.runtime.monotonic())
-        for appended, answers in written:
+        for covered, appended, answers in written:
+            self._cover(covered)
             self._agent.shed(answers)
             self._sample.see(answers)
             telemetry.latency(np.maximum(now - np.asarray(appended, dtype=np.float64), 0.0) / 1000)
@@ -266,9 +268,9 @@ class ScoreWork(Tracked):
                 telemetry.out_of_bounds(model, observed.out_of_bounds)
                 self._observed.setdefault(model, Observed()).add(observed)
 
-    def _cover(self, partition: int, start: int, end: int) -> None:
-        known = self._spans.get(partition)
-        self._spans[partition] = Span(partition, known.start if known else start, end)
+    def _cover(self, span: Span) -> None:
+        known = self._spans.get(span.partition)
+        self._spans[span.partition] = span if known is None else known._replace(end=span.end)
 
     def changes(self) -> list[Entry]:
         return list(self._folds.changes().items())

@@ -42,7 +42,7 @@ from riverkeeper.models.version import interned
 from riverkeeper.process import spare_the_collector
 from riverkeeper.topics.connection import Connection
 from riverkeeper.topics.log import BATCH_BYTES, Out
-from riverkeeper.topics.messages import Example, Features
+from riverkeeper.topics.messages import Example, Features, Span
 from riverkeeper.topics.partition import partitions
 from riverkeeper.topics.store import Progress
 from riverkeeper.topics.telemetry import Telemetry
@@ -131,7 +131,7 @@ def _score() -> dict[str, float]:
         lambda: work._predictions(tp, decoded, rows, answers, view, keys, encoded, where),
     )
     clock("into batches", lambda: _appended(outs))
-    work._written.append(([record.timestamp for record in records], answers))
+    work._written.append((Span(0, 0, BATCH), [record.timestamp for record in records], answers))
     clock("telemetry and vitals", work.delivered)
     return {"in all": sum(clock.stages.values()), **clock.stages}
 
