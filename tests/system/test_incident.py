@@ -69,6 +69,7 @@ async def test_from_the_alarm_to_the_post_mortem(broker: Broker) -> None:
         text = await show(it.connection, name, found.id)
         told = re.search(r"It had served ([\d,]+) predictions", text)
         assert told is not None, text
-        assert int(told[1].replace(",", "")) == served(it, newest) > 0
+        # None, if it was wrong about every sensor from the onset on.
+        assert int(told[1].replace(",", "")) == served(it, newest)
         assert "| identity | out of bounds |" in text and "asking upstream" in text
         assert f"`{name}.predictions/" in text
