@@ -193,11 +193,11 @@ def incident_id(route: Route) -> str:
     """Of the episode that a verdict following this route belongs to; unique for each obeyed one."""
     if route.incident and route.state not in IN_TRAFFIC:
         return route.incident
-    return f"{route.model}-{route.offset + 1}"
+    return new_incident_id(route)
 
 
-def slice_incident_id(route: Route) -> str:
-    """Of an episode of one slice, beside whatever else happens to the model."""
+def new_incident_id(route: Route) -> str:
+    """Of an episode that a verdict following this route begins, beside whatever else happens to the model."""
     return f"{route.model}-{route.offset + 1}"
 
 
@@ -293,12 +293,13 @@ def operator_verdict(
     if by == SUPERVISOR:
         raise ValueError(f"{model}: an operator's verdict cannot be by {SUPERVISOR!r}")
     route = routing.routes[model]
-    begins = state not in IN_TRAFFIC or route.state not in IN_TRAFFIC
-    incident = incident_id(route) if begins else ""
     if of_slice:
         barred = route.barred.get(of_slice)
-        incident = barred.incident if barred else slice_incident_id(route)
+        incident = barred.incident if barred else new_incident_id(route)
         state = State.QUARANTINED if state is State.QUARANTINED else route.state
+    else:
+        begins = state not in IN_TRAFFIC or route.state not in IN_TRAFFIC
+        incident = incident_id(route) if begins else ""
     verdict = same_line(route, state, reason, now, evidence={})
     told = {"policy": OPERATOR, "by": by, "incident": incident, "slice": of_slice}
     return verdict.model_copy(update=told)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from ..models.routing import MAX_BARRED, Route
 from ..topics.messages import SUPERVISOR, State, Verdict
-from .lifecycle import HEALING, same_line, slice_incident_id
+from .lifecycle import HEALING, new_incident_id, same_line
 from .policies import QUALITY, Finding, Health, Limits
 from .policies.quality import Memories
 
@@ -26,7 +26,7 @@ def mend(
     if new is not None and len(route.barred) < MAX_BARRED:
         evidence = {**new.evidence, "onset_ms": float(new.onset_ms)}
         verdict = same_line(route, State.QUARANTINED, new.reason, now, evidence=evidence)
-        told = {"slice": new.slice, "policy": new.policy, "incident": slice_incident_id(route)}
+        told = {"slice": new.slice, "policy": new.policy, "incident": new_incident_id(route)}
         return verdict.model_copy(update=told)
     compared = health.recall(QUALITY, Memories).slices
     for name, barred in route.barred.items():

@@ -147,22 +147,21 @@ def _baseline(health: Health, known: Memories, limits: Limits, now: int) -> Find
 
 
 def _own(known: Memories, limits: Limits) -> Finding | None:
-    since_ms = known.own.up.against(limits.log_odds)
-    if since_ms is None:
-        return None
-    last, usual = known.own.last, known.own.mean
-    reason = f"error {last:.4g}; it used to be {usual:.4g}"
-    return Finding(QUALITY, reason, since_ms, {"error": last, "usual": usual})
+    return _risen(known.own, limits, "error", "error {:.4g}; it used to be {:.4g}")
 
 
 def _wrong(known: Memories, limits: Limits) -> Finding | None:
     """The log loss of a classifier has a heavy tail, in which a concept that has changed may drown for long."""
-    since_ms = known.wrong.up.against(limits.log_odds)
+    return _risen(known.wrong, limits, "wrong", "{:.1%} of answers are wrong; {:.1%} used to be")
+
+
+def _risen(trail: Trail, limits: Limits, name: str, reason: str) -> Finding | None:
+    """What has left its own past upwards; `reason` is given what it is and what it used to be."""
+    since_ms = trail.up.against(limits.log_odds)
     if since_ms is None:
         return None
-    last, usual = known.wrong.last, known.wrong.mean
-    reason = f"{last:.1%} of answers are wrong; {usual:.1%} used to be"
-    return Finding(QUALITY, reason, since_ms, {"wrong": last, "usual": usual})
+    evidence = {name: trail.last, "usual": trail.mean}
+    return Finding(QUALITY, reason.format(trail.last, trail.mean), since_ms, evidence)
 
 
 def _slices(known: Memories, limits: Limits) -> Iterator[Finding]:
