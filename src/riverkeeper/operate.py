@@ -56,7 +56,7 @@ async def decide(
         hint = did_you_mean(model, models, f"; its models are {', '.join(sorted(models)) or 'not known yet'}")
         raise PipelineError(f"{name} has no model {model!r}{hint}")
     # Which models are live by declaration does not matter: a verdict replaces a route whole.
-    now = _route(model, verdicts)
+    now = _routing([model], verdicts).routes[model]
     if of_slice:
         _check_slice(f"{name}/{model}", declared, now, of_slice, admit=state is not State.QUARANTINED)
     elif state is not State.QUARANTINED and now.state not in OUT:
@@ -91,9 +91,7 @@ async def hold(
     Raises PipelineError if that changes nothing; TopicMissing, KafkaError.
     """
     name = name_of(pipeline_ref)
-    routing = Routing.declared([], [])
-    for offset, verdict in (await _read(connection, name))[1]:
-        routing = routing.obey(offset, verdict)
+    routing = _routing([], (await _read(connection, name))[1])
     if held and routing.hold is not None:
         raise PipelineError(f"{name} is held by {routing.hold.by} already: {routing.hold.reason}")
     if not held and routing.hold is None:
@@ -138,8 +136,8 @@ def _verdict(record: Record) -> Verdict | None:
         return None
 
 
-def _route(model: str, verdicts: list[tuple[int, Verdict]]) -> Route:
-    routing = Routing.declared([model], [model])
+def _routing(models: Collection[str], verdicts: list[tuple[int, Verdict]]) -> Routing:
+    routing = Routing.declared(models, models)
     for offset, verdict in verdicts:
         routing = routing.obey(offset, verdict)
-    return routing.routes[model]
+    return routing
