@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Awaitable, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args, get_origin
@@ -910,25 +910,31 @@ def _plain(outcome: Outcome) -> Any:
 
 
 def _perform(piece: Piece, port: int | None, log_file: Path | None, flags: dict[str, Any]) -> Outcome:
-    from .demos import play, stage
+    from .demos import play
     from .demos.flights import flights
-
-    async def on(address: str, show: Show, stop: asyncio.Event, **fixed: Any) -> Outcome:
-        settings = stage.demo_settings(_settings({**flags, "port": port}, broker=address, **fixed))
-        key = None
-        if flags["broker"] is not None:
-            await stage.create_topics(settings.connection(), flights)
-            key = stage.demo_key(settings)
-        return await play.Play(piece, settings, show, key=key, pages=port is not None).run(stop)
 
     async def work(stop: asyncio.Event) -> Outcome:
         with _screen(log_file) as show:
-            if flags["broker"] is not None:
-                return await on(flags["broker"], show, stop)
-            async with stage.embedded(flights) as address:
-                return await on(address, show, stop, security_protocol="PLAINTEXT")
+            async with _staged({**flags, "port": port}, flights) as (settings, key):
+                return await play.Play(piece, settings, show, key=key, pages=port is not None).run(stop)
 
     return _until_stopped(work)
+
+
+@contextlib.asynccontextmanager
+async def _staged(
+    flags: dict[str, Any], *pipelines: Pipeline
+) -> AsyncIterator[tuple[Settings, bytes | None]]:
+    """A demo's settings, and the key of its versions: on the broker that is named, or (without a key) on one in memory."""
+    from .demos import stage
+
+    if flags["broker"] is not None:
+        settings = stage.demo_settings(_settings(flags))
+        await stage.create_topics(settings.connection(), *pipelines)
+        yield settings, stage.demo_key(settings)
+        return
+    async with stage.embedded(*pipelines) as address:
+        yield stage.demo_settings(_settings(flags, broker=address, security_protocol="PLAINTEXT")), None
 
 
 @contextlib.contextmanager
@@ -1004,27 +1010,18 @@ def pooch(seed: int, as_json: bool, log_file: Path | None, **flags: Any) -> None
 
 
 def _told(seed: int, log_file: Path | None, flags: dict[str, Any], say: Callable[[str], None]) -> Told:
-    from .demos import stage
     from .demos.kennel import Kennel, environment_of
     from .demos.network import Network
     from .demos.pooch import pooch, pooch_2
     from .demos.pooch_story import Story
 
-    async def on(address: str, log: IO[bytes], stop: asyncio.Event, **fixed: Any) -> Told:
-        settings = stage.demo_settings(_settings(flags, broker=address, **fixed))
-        if flags["broker"] is not None:
-            await stage.create_topics(settings.connection(), pooch, pooch_2)
-            key = stage.demo_key(settings).decode()
-            settings = settings.model_copy(update={"signing_key": SecretStr(key)})
-        kennel = Kennel(environment_of(settings), log)
-        return await Story(Network(seed, settings, kennel, stop), say).run()
-
     async def work(stop: asyncio.Event) -> Told:
         with log_file.open("ab") if log_file else tempfile.NamedTemporaryFile() as log:
-            if flags["broker"] is not None:
-                return await on(flags["broker"], log, stop)
-            async with stage.embedded(pooch, pooch_2) as address:
-                return await on(address, log, stop, security_protocol="PLAINTEXT")
+            async with _staged(flags, pooch, pooch_2) as (settings, key):
+                if key is not None:
+                    settings = settings.model_copy(update={"signing_key": SecretStr(key.decode())})
+                kennel = Kennel(environment_of(settings), log)
+                return await Story(Network(seed, settings, kennel, stop), say).run()
 
     _log("ERROR", json=False)
     logging.getLogger("aiokafka").propagate = False  # what it tries again is no news
