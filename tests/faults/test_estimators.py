@@ -7,8 +7,7 @@ import pytest
 
 from riverkeeper.models.gate import Code
 from riverkeeper.process import NAMES
-from riverkeeper.topics.messages import Reason, Source, Vitals
-from riverkeeper.topics.vitals import unpack
+from riverkeeper.topics.messages import Reason, Source
 from tests.faults.readings import FIRST, predictions, reading, truth
 from tests.faults.trial import Trial
 from tests.system.harness import now_ms
@@ -56,7 +55,7 @@ async def test_learns(trial: Trial) -> None:
     await trial.send(truth(trial, n) for n in numbers)
     await trial.recovered("predictions", "models")
     await trial.quiet()
-    raised = sum(v.raised for v in _vitals(trial) if v.agent == "learn" and v.model == "moody")
+    raised = sum(v.raised for v in trial.outside.vitals() if v.agent == "learn" and v.model == "moody")
     assert raised == FEW
     assert {p.source for p in predictions(trial, numbers)} == {Source.MODEL}
 
@@ -79,7 +78,7 @@ async def test_hangs(trial: Trial, mood: str, agent: str, reasons: set[str]) -> 
     await trial.quiet()
     said = predictions(trial, numbers)
     assert len(said) == HANGING and {p.reason for p in said} <= reasons
-    raised = sum(v.raised for v in _vitals(trial) if v.agent == agent and v.model == "moody")
+    raised = sum(v.raised for v in trial.outside.vitals() if v.agent == agent and v.model == "moody")
     assert raised >= 1
 
 
@@ -90,13 +89,14 @@ async def test_turns_slow(trial: Trial) -> None:
     await trial.until(lambda: _served(trial), "the model serves")
     trial.load.truth = GLITCH
     await trial.until(
-        lambda: any(v.gate == Code.TOO_SLOW for v in _vitals(trial)), "the gate refuses the slow version"
+        lambda: any(v.gate == Code.TOO_SLOW for v in trial.outside.vitals()),
+        "the gate refuses the slow version",
     )
     trial.load.truth = None
     trial.mark()
     await trial.recovered()
     await trial.quiet()
-    refused = {v.version for v in _vitals(trial) if v.gate == Code.TOO_SLOW}
+    refused = {v.version for v in trial.outside.vitals() if v.gate == Code.TOO_SLOW}
     served = {p.version for p in predictions(trial, range(FIRST)) if p.source is Source.MODEL}
     assert refused and not refused & served
 
@@ -104,7 +104,3 @@ async def test_turns_slow(trial: Trial) -> None:
 def _served(trial: Trial) -> bool:
     recent = [r for r in trial.outside["predictions"][-20:] if r.timestamp > now_ms() - 5_000]
     return bool(recent) and all(b'"source":"model"' in (r.value or b"") for r in recent)
-
-
-def _vitals(trial: Trial) -> list[Vitals]:
-    return [each for r in trial.outside["vitals"] for each in unpack(r.value or b"")]

@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 
 from riverkeeper.topics.messages import WAITED, Prediction, Reason, Source
-from riverkeeper.topics.vitals import unpack
 from tests.faults.load import BEGAN, sensors
 from tests.faults.trial import Trial
 from tests.system import account
@@ -121,11 +120,10 @@ def recorded(trial: Trial, said: dict[int, tuple[Prediction, float]]) -> None:
     """Vitals count what was shed: score was never restarted, so each late fact once."""
     counts: Counter[str] = Counter()
     longest = 0
-    for record in trial.outside["vitals"]:
-        for vitals in unpack(record.value or b""):
-            if vitals.agent == "score" and not vitals.model:
-                counts.update({name: n for name, n in vitals.counts.items() if name != WAITED})
-                longest = max(longest, vitals.counts[WAITED])
+    for vitals in trial.outside.vitals():
+        if vitals.agent == "score" and not vitals.model:
+            counts.update({name: n for name, n in vitals.counts.items() if name != WAITED})
+            longest = max(longest, vitals.counts[WAITED])
     late = sum(p.reason == Reason.LATE for p, _ in said.values())
     assert (counts["facts"], counts["late"]) == (len(said), late)
     assert counts["shadows_shed"] > 0

@@ -12,7 +12,6 @@ from riverkeeper.process import topics_of
 from riverkeeper.topics.catalog import Catalog, Replication
 from riverkeeper.topics.messages import Incident
 from riverkeeper.topics.store import Inspector
-from riverkeeper.topics.vitals import unpack
 from tests.faults.trial import Trial
 from tests.topics.logs import until
 
@@ -59,7 +58,7 @@ async def cut(trial: Trial, agent: str) -> None:
 
 def stopped(trial: Trial, agent: str) -> set[str]:
     """The agent's partitions that are stopped for their store, as its vitals tell."""
-    told = [v.trouble for r in trial.outside["vitals"] for v in unpack(r.value or b"")]
+    told = [vitals.trouble for vitals in trial.outside.vitals()]
     troubles = [t.partition(": ") for t in told if t.startswith(f"{agent}/")]
     return {where for where, _, why in troubles if f"{agent}.store" in why}
 

@@ -14,7 +14,6 @@ from riverkeeper.process import topics_of
 from riverkeeper.skip import skip
 from riverkeeper.topics.catalog import Catalog, Replication
 from riverkeeper.topics.messages import Incident
-from riverkeeper.topics.vitals import unpack
 from tests.brokers.kafka import KafkaCluster
 from tests.faults.trial import Trial
 from tests.system.harness import WAIT_S, Replica
@@ -58,8 +57,7 @@ async def ended(replica: Replica) -> str:
 
 def troubles(trial: Trial) -> set[str]:
     """By what agents say of partitions that they do not work on."""
-    said = (v.trouble for r in trial.outside["vitals"] for v in unpack(r.value or b""))
-    return {trouble for trouble in said if trouble}
+    return {vitals.trouble for vitals in trial.outside.vitals() if vitals.trouble}
 
 
 def alarmed(trial: Trial, place: str) -> Callable[[], bool]:

@@ -15,7 +15,6 @@ from riverkeeper.models.version import Sealed, environment, seal
 from riverkeeper.topics.log import Out, Writer
 from riverkeeper.topics.messages import Manifest, Source
 from riverkeeper.topics.partition import partition
-from riverkeeper.topics.vitals import unpack
 from tests.faults.readings import predictions
 from tests.faults.trial import Trial, Unaccounted
 from tests.system.harness import SIGNING_KEY, cause, first, now_ms, place
@@ -139,10 +138,9 @@ async def _quiet(trial: Trial, forged: Manifest) -> None:
 
 
 def _refused(trial: Trial, manifest: Manifest) -> str:
-    for record in reversed(trial.outside["vitals"]):
-        for vitals in unpack(record.value or b""):
-            if (vitals.model, vitals.version) == (manifest.model, manifest.version) and vitals.gate:
-                return vitals.gate
+    for vitals in trial.outside.vitals():
+        if (vitals.model, vitals.version) == (manifest.model, manifest.version) and vitals.gate:
+            return vitals.gate
     return ""
 
 

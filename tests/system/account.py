@@ -30,7 +30,6 @@ from riverkeeper.topics.messages import (
     State,
     Verdict,
 )
-from riverkeeper.topics.vitals import unpack
 from tests.system.harness import SIGNING_KEY, Outside, Place, Record, cause, first, place
 
 MAX_FEATURE_BYTES = 800_000  # of one fact: beyond, its prediction may fit no record, and goes without them
@@ -70,8 +69,7 @@ def all_learned(pipeline: Pipeline, log: Outside) -> bool:
         for partition, end in ends.items()
         if starts[model].get(partition, 0) < end
     }
-    told = (each for record in reversed(log["vitals"]) for each in reversed(unpack(record.value or b"")))
-    for vitals in told:
+    for vitals in log.vitals():
         if not missing:
             return True
         if vitals.agent != "learn" or vitals.line != lines.get(vitals.model):

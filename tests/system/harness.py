@@ -30,6 +30,8 @@ from riverkeeper.settings import Settings
 from riverkeeper.supervisor.policies import Limits
 from riverkeeper.topics.catalog import Catalog, Replication, create_embedded
 from riverkeeper.topics.connection import Connection
+from riverkeeper.topics.messages import Vitals
+from riverkeeper.topics.vitals import unpack
 from tests.brokers.broker import Broker
 from tests.brokers.kafka import _die_with_parent
 from tests.system.pipelines import KINDS
@@ -151,6 +153,10 @@ class Outside:
     def __getitem__(self, suffix: str) -> list[Record]:
         """What was read of a topic so far, in order within a partition."""
         return self._records[suffix]
+
+    def vitals(self) -> Iterator[Vitals]:
+        """All that agents told so far, the newest first."""
+        return (v for r in reversed(self["vitals"]) for v in reversed(unpack(r.value or b"")))
 
     async def read(self) -> None:
         """Takes what has come, or waits a moment for it."""

@@ -9,7 +9,6 @@ import msgspec
 
 from riverkeeper.supervisor.operator import issue
 from riverkeeper.topics.messages import Prediction, Reason, Source, State, Verdict
-from riverkeeper.topics.vitals import unpack
 from tests.brokers.broker import Broker
 from tests.brokers.kafka import KafkaCluster
 from tests.system import account
@@ -24,7 +23,7 @@ OBEYED_MS = 1_000  # within which every replica obeys a verdict
 def owners(world: World) -> dict[int, str]:
     """By partition of `facts`, the replica that answered there last, as its vitals say."""
     found: dict[int, str] = {}
-    for vitals in (v for r in reversed(world.outside["vitals"]) for v in unpack(r.value or b"")):
+    for vitals in world.outside.vitals():
         if vitals.agent == "score":
             found = {span.partition: vitals.replica for span in vitals.spans} | found
         if len(found) == ORIGINS:
