@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from riverkeeper.topics.partition import partition, partitions
 
-KEYS = st.lists(st.binary(max_size=40), max_size=50)
+KEYS = st.lists(st.binary(max_size=40), max_size=50)  # fewer are hashed one by one, more together
 
 # From org.apache.kafka.common.utils.UtilsTest.testMurmur2.
 JAVA = {
