@@ -252,6 +252,7 @@ class Agent(ABC):
     """A replicated consumer of one pipeline. Subclasses say which topics, and open the work."""
 
     name: ClassVar[str]
+    linger_ms: ClassVar[int] = 0  # that records may wait for others, so that a step is for many of them
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
@@ -391,7 +392,7 @@ class Agent(ABC):
     async def _stay(self, stop: asyncio.Event) -> None:
         async with AsyncExitStack() as stack:
             session = self._session = Session(
-                Reader(self.runtime.connection), Writer(self.runtime.connection)
+                Reader(self.runtime.connection, linger_ms=self.linger_ms), Writer(self.runtime.connection)
             )
             await _entered(stack, session.reader)
             await _entered(stack, session.writer)

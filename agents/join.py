@@ -367,6 +367,7 @@ class JoinWork(Tracked):
 
 class Join(Agent):
     name = "join"
+    linger_ms = 50  # each step of a partition is a transaction; nobody waits for an example
 
     def __init__(self, runtime: Runtime) -> None:
         super().__init__(runtime)

@@ -159,6 +159,7 @@ class LearnWork(Work):
 
 class Learn(Agent):
     name = "learn"
+    linger_ms = 50  # versions are published less often by far
 
     def __init__(self, runtime: Runtime) -> None:
         super().__init__(runtime)

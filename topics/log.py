@@ -39,6 +39,7 @@ MAX_DEAD_BYTES = 12_000_000  # of a dead letter: an event that was too large its
 BATCH_BYTES = 900_000  # of one produce batch, below the broker's limit with room for its framing
 FETCH_WAIT_MS = 100  # a fetch on the old position delays a seek by this at most
 DELIVERY_TIMEOUT_MS = 30_000  # of one batch, a commit or a fencing, retries included; then it has failed
+LINGER_BYTES = 1_000_000  # for which a reader in no hurry waits: about one step's predictions
 READ_TIMEOUT_MS = 6_000  # of one request of a reader, which asks to wait for FETCH_WAIT_MS at most
 REQUEST_TIMEOUT_MS = 10_000  # of one request: a dead connection is given up, and two more fit into a delivery
 TRANSACTION_TIMEOUT_MS = 10_000  # a stalled writer holds up read_committed readers this long at most
@@ -143,10 +144,14 @@ async def _left_open(consumer: AIOKafkaConsumer) -> None:
 
 
 class Reader:
-    """Reads partitions from the caller's positions; has no group and no memory of its own."""
+    """Reads partitions from the caller's positions; has no group and no memory of its own.
 
-    def __init__(self, connection: Connection) -> None:
-        self._consumer = consumer(connection)
+    With `linger_ms` the broker answers once LINGER_BYTES are there, or after that time.
+    """
+
+    def __init__(self, connection: Connection, *, linger_ms: int = 0) -> None:
+        lingering = {"fetch_min_bytes": LINGER_BYTES, "fetch_max_wait_ms": linger_ms} if linger_ms else {}
+        self._consumer = consumer(connection, **lingering)
         self._assigned: frozenset[TopicPartition] = frozenset()
         self._reached: dict[TopicPartition, int] = {}  # past transaction markers, which are no records
 

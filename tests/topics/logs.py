@@ -62,8 +62,8 @@ async def owning(broker: Broker, transactional_id: str) -> AsyncIterator[FencedW
 
 
 @asynccontextmanager
-async def reading(broker: Broker) -> AsyncIterator[Reader]:
-    reader = Reader(connection(broker))
+async def reading(broker: Broker, *, linger_ms: int = 0) -> AsyncIterator[Reader]:
+    reader = Reader(connection(broker), linger_ms=linger_ms)
     await reader.start()
     try:
         yield reader

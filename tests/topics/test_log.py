@@ -176,6 +176,17 @@ class TestReader:
                 polled = (await take(reader, 1, [b], max_records=7))[b]
                 assert [r.offset for r in polled] == list(range(start, min(start + 7, 20)))
 
+    async def test_in_no_hurry_it_gets_together_what_came_in_turns(self, real: Broker) -> None:
+        name = await topic(real)
+        tp = TopicPartition(name, 0)
+        async with reading(real, linger_ms=1_000) as reader, writing(real) as writer:
+            reader.read_from({tp: 0})
+            assert not await reader.poll([tp], max_records=10, timeout_ms=100)  # the fetch is on its way
+            for i in range(5):
+                await writer.write([Out(name, 0, None, b"%d" % i)])
+            got = await reader.poll([tp], max_records=10, timeout_ms=5_000)
+            assert [r.offset for r in got[tp]] == [0, 1, 2, 3, 4]
+
     async def test_what_retention_took_is_a_gap(self, broker: Broker) -> None:
         name = await topic(broker)
         tp = TopicPartition(name, 0)
