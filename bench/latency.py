@@ -1,7 +1,9 @@
 """Milliseconds from an event's time to its prediction on `predictions`, at steady rates.
 
 Two hops through Kafka: ingest and score share one process, join and learn another, while versions are
-learned and swapped. Append times are whole milliseconds, so every figure is up to one too low.
+learned and swapped. Beside them, at the same rates and in turns, a process that passes records on twice and
+does nothing with them: what two hops take on this machine (`bare`). Append times are whole milliseconds, so
+every figure is up to one too low.
 """
 
 from __future__ import annotations
@@ -43,7 +45,10 @@ async def measure(options: Options) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with broker("kafka") as on:
         for rate in options.rates:
-            runs = [await _run(on, rate, options.seconds, turn) for turn in range(options.rounds)]
+            runs = []
+            for turn in range(options.rounds):
+                floor = await _relayed(on, rate, options.seconds, turn)
+                runs.append({**await _run(on, rate, options.seconds, turn), **floor})
             found[f"kafka, {rate}/s"] = medians(runs)
     with broker("embedded") as on:
         rate = options.rates[0]
@@ -84,6 +89,29 @@ async def _run(on: Broker, rate: int, seconds: float, turn: int) -> dict[str, fl
         "MB, ingest and score": after[0].most,
         "MB, join and learn": after[1].most,
     }
+
+
+async def _relayed(on: Broker, rate: int, seconds: float, turn: int) -> dict[str, float]:
+    declared = Declared(f"bare{rate}-{turn}")
+    pipeline = declared.pipeline()
+    await prepare(on, pipeline)
+    events, facts, predictions = (pipeline.topic(each) for each in ("events", "facts", "predictions"))
+    load = {**declared.environment(), "BENCH_BROKER": on.address}
+    way = {"BENCH_INPUT": events, "BENCH_HOPS": f"{facts} {predictions}"}
+    relay = Child.spawn(["bench.peers.relay"], {**load, **way, "BENCH_PARTITIONS": str(pipeline.partitions)})
+    async with running(relay), Topic(on, predictions, pipeline.partitions) as topic:
+        producer = Child.spawn(
+            ["bench.load"], {**load, "BENCH_RATE": str(rate), "BENCH_SECONDS": str(seconds)}
+        )
+        async with running(producer):
+            await topic.until(int(rate * seconds), relay, looks=0.25)
+            rows = await topic.rows()
+    # Outcomes stand among the events, and are passed on, too; their time is when they were sent.
+    said = [(each.time.timestamp() * 1000, row.ms) for row in rows for each in [_timed(row)]]
+    start = min(due for due, _ in said) + min(5.0, WARMING * seconds) * 1000
+    ways = sorted(at - due for due, at in said if due >= start)
+    shares = ((0.5, "p50"), (0.99, "p99"), (0.999, "p99.9"))
+    return {f"bare, {called} ms": percentile(ways, share) for share, called in shares}
 
 
 def figures(predictions: Sequence[Row], facts: Sequence[Row], left_out: float) -> dict[str, float]:
