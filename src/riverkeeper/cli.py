@@ -261,11 +261,11 @@ def run(pipeline_ref: str, agents: str | None, **flags: Any) -> None:
     settings = _settings(flags)
     _log(settings.log_level, settings.json_logs())
     pipeline = _load(pipeline_ref)
-    from .process import NAMES, Process, spare_the_collector
+    from .process import NAMES, Process, answer_promptly
 
     names = _agents(agents, NAMES)
     process = Process(pipeline, names, settings)
-    spare_the_collector()
+    answer_promptly()
     _until_stopped(process.run)
 
 

@@ -182,7 +182,7 @@ def test_the_bytes_must_be_those_of_the_manifest() -> None:
 # Assembling.
 
 
-def test_a_version_is_loadable_once_its_manifest_is_read() -> None:
+def test_a_version_is_whole_once_its_manifest_is_read() -> None:
     assembler = Assembler()
     version_ = sealed()
     assert fed(assembler, version_.chunks) == []
@@ -205,7 +205,7 @@ def test_an_altered_chunk_is_noticed() -> None:
     version_ = sealed()
     key, value = version_.chunks[1]
     version_.chunks[1] = key, value[:-1] + b"x"
-    assert fed(assembler, version_.records()) == []
+    fed(assembler, version_.records())
     with pytest.raises(BadVersion, match="hash"):
         assembler.blob("learned", 1)
     version_.chunks[1] = key, value[:-1]
