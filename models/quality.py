@@ -22,37 +22,49 @@ def metric_name(task: Task) -> Literal["MAE", "log loss"]:
     return "MAE" if task == "regression" else "log loss"
 
 
-def loss(task: Task, answer: Answer, label: LabelValue) -> float:
-    """Absolute error, or minus the log of the probability that was given to what came true.
+def losses(task: Task, answers: Sequence[Answer], labels: Sequence[LabelValue]) -> list[float]:
+    """Of each pair: absolute error, or minus the log of the probability that was given to what came true.
 
     Finite and not negative if the answer is admitted by its bounds.
-    Raises TypeError if the answer is not of the task's form.
+    Raises TypeError if an answer is not of the task's form.
     """
+    pairs = zip(answers, labels, strict=True)
     if task == "multiclass":
-        return _surprise(_by_class(answer).get(str(label), 0.0))
-    number = _number(answer)
-    if task == "regression":
-        return abs(number - float(label))
-    return _surprise(number if label else 1.0 - number)
+        given = [_by_class(answer).get(str(label), 0.0) for answer, label in pairs]
+    elif task == "regression":
+        return [abs(_number(answer) - float(label)) for answer, label in pairs]
+    else:
+        given = [_number(answer) if label else 1.0 - _number(answer) for answer, label in pairs]
+    log, least = math.log, LEAST_PROBABILITY
+    return [0.0 if p >= 1.0 else -log(least if p < least else p) for p in given]
 
 
-def residual(answer: Answer, label: LabelValue) -> float | None:
+def loss(task: Task, answer: Answer, label: LabelValue) -> float:
+    """As `losses`, of one pair."""
+    return losses(task, [answer], [label])[0]
+
+
+def residuals(answers: Sequence[Answer], labels: Sequence[LabelValue]) -> list[float | None]:
     """Label minus answer, truth as 1; None where neither has a sign: an answer by class."""
-    if isinstance(answer, dict) or isinstance(label, str):
-        return None
-    return float(label) - answer
+    return [
+        None if isinstance(answer, dict) or isinstance(label, str) else float(label) - answer
+        for answer, label in zip(answers, labels, strict=True)
+    ]
 
 
-def wrong(task: Task, answer: Answer, label: LabelValue) -> bool | None:
-    """Whether another class was held for likelier than what came true; None of a number, which has no classes.
+def wrongs(task: Task, answers: Sequence[Answer], labels: Sequence[LabelValue]) -> list[bool | None]:
+    """Whether another class was held for likelier than what came true; None of numbers, which have no classes.
 
     Bounded, unlike the log loss: a few sure and wrong answers do not hide how many are wrong.
     """
     if task == "regression":
-        return None
-    if isinstance(answer, dict):
-        return max(answer, key=answer.__getitem__) != str(label)
-    return (answer > 0.5) is not bool(label)
+        return [None] * len(answers)
+    return [
+        max(answer, key=answer.__getitem__) != str(label)
+        if isinstance(answer, dict)
+        else (answer > 0.5) is not bool(label)
+        for answer, label in zip(answers, labels, strict=True)
+    ]
 
 
 def moved(before: Answer, after: Answer) -> float:
@@ -60,10 +72,6 @@ def moved(before: Answer, after: Answer) -> float:
     if isinstance(before, dict) and isinstance(after, dict):
         return max(abs(before.get(c, 0.0) - after.get(c, 0.0)) for c in {*before, *after})
     return abs(_number(before) - _number(after))
-
-
-def _surprise(probability: float) -> float:
-    return -math.log(min(max(probability, LEAST_PROBABILITY), 1.0))
 
 
 def _by_class(answer: Answer) -> dict[str, float]:

@@ -25,7 +25,7 @@ from ..topics.messages import (
 from .fastpath import Scorer
 from .pipeline import SHED_STRETCH, Pipeline
 from .profile import MAX_SLICES
-from .quality import Task, learn, learn_many, loss, moved, residual, wrong
+from .quality import Task, learn, learn_many, losses, moved, residuals, wrongs
 from .routing import Route
 from .sketch import merged, moments
 from .slices import slices_of
@@ -188,26 +188,39 @@ class Student:
         """
         if self.published is None or self._scorer is None or self.published.learned < self._model.warmup:
             return
-        own = self._scorer([self._own(example.features) for example in examples])
-        compared = []
-        for example, answer in zip(examples, own, strict=True):
-            served = example.model == self.name and example.source is Source.MODEL
-            compared += self._compare(example, example.served if served else answer)
+        held = [example for example in examples if example.baseline is not None]
+        own = self._scorer([self._own(example.features) for example in held])
+        answered = [(e, e.served if self._served(e) else answer) for e, answer in zip(held, own, strict=True)]
+        compared = self._compared([(e, a) for e, a in answered if isinstance(a, float | dict) and _finite(a)])
+        self._error.add(compared)
+        others = [
+            each
+            for each in compared
+            if each.example.source is Source.MODEL and not self._served(each.example)
+        ]
+        task, labels = self._pipeline.task, [each.example.label for each in others]
+        beside = losses(task, [each.example.served for each in others], labels)
         self._seen.judge(self._pipeline.slices, compared)
+        self._seen.beside([each.error for each in others], beside)
 
-    def _compare(self, example: Example, answer: object) -> list[_Compared]:
-        if example.baseline is None or not isinstance(answer, float | dict) or not _finite(answer):
-            return []
+    def _served(self, example: Example) -> bool:
+        return example.model == self.name and example.source is Source.MODEL
+
+    def _compared(self, answered: Sequence[tuple[Example, Answer]]) -> list[_Compared]:
+        """By columns: all of it is done for each example and model."""
         task = self._pipeline.task
-        pair = (loss(task, answer, example.label), loss(task, example.baseline, example.label))
-        if not all(each < MAX_LOSS for each in pair):
-            return []
-        self._error.add(*pair)
-        self._seen.error.add(*pair)
-        if example.source is Source.MODEL and example.model != self.name:
-            self._seen.beside(pair[0], loss(task, example.served, example.label))
-        told = residual(answer, example.label), wrong(task, answer, example.label)
-        return [_Compared(example, *pair, *told)]
+        examples, answers = [each for each, _ in answered], [answer for _, answer in answered]
+        labels = [example.label for example in examples]
+        baselines = [example.baseline for example in examples if example.baseline is not None]
+        found = zip(
+            examples,
+            losses(task, answers, labels),
+            losses(task, baselines, labels),
+            residuals(answers, labels),
+            wrongs(task, answers, labels),
+            strict=True,
+        )
+        return [_Compared(*each) for each in found if each[1] < MAX_LOSS and each[2] < MAX_LOSS]
 
     def due(self, now: float) -> bool:
         """Whether a version should be published; `now` is monotonic seconds."""
@@ -365,10 +378,10 @@ class _Paired:
     def __init__(self) -> None:
         self.count, self.total, self.baseline_total = 0, 0.0, 0.0
 
-    def add(self, error: float, baseline: float) -> None:
-        self.count += 1
-        self.total += error
-        self.baseline_total += baseline
+    def add(self, compared: Sequence[_Compared]) -> None:
+        self.count += len(compared)
+        self.total += sum(each.error for each in compared)
+        self.baseline_total += sum(each.baseline for each in compared)
 
     @property
     def mean(self) -> float | None:
@@ -406,6 +419,7 @@ class _Seen:
 
     def judge(self, slices: Sequence[str], compared: Sequence[_Compared]) -> None:
         """Takes up a batch of answers that were held against what came true."""
+        self.error.add(compared)
         self.errors = merged(self.errors, moments([each.error for each in compared]))
         self.baselines = merged(self.baselines, moments([each.baseline for each in compared]))
         self.products += sum(each.error * each.baseline for each in compared)
@@ -420,11 +434,11 @@ class _Seen:
             if name in self._slices or len(self._slices) < MAX_OPEN_SLICES:
                 self._slices[name] = _plus(self._slices.get(name, Slice()), part)
 
-    def beside(self, own: float, served: float) -> None:
-        """Takes up an example for which another model's answer was served."""
-        if served < MAX_LOSS:
-            self.against.append(own - served)
-            self.against_errors.append(served)
+    def beside(self, own: Sequence[float], served: Sequence[float]) -> None:
+        """Takes up the losses of examples for which another model's answer was served, and of that answer."""
+        known = [(mine, theirs) for mine, theirs in zip(own, served, strict=True) if theirs < MAX_LOSS]
+        self.against += [mine - theirs for mine, theirs in known]
+        self.against_errors += [theirs for _, theirs in known]
 
     def told(self) -> dict[str, Slice]:
         largest = sorted(self._slices.items(), key=lambda each: (-each[1].labelled, each[0]))

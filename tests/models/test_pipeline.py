@@ -44,7 +44,8 @@ from riverkeeper import (
     fold,
 )
 from riverkeeper.models.pipeline import load, unseeded
-from riverkeeper.models.quality import Task, learn, loss, metric_name, predict, wrong
+from riverkeeper.models.quality import Task, learn, loss, metric_name, predict, residuals, wrongs
+from riverkeeper.topics.messages import Answer
 
 
 class Departure(Fact, frozen=True):
@@ -599,7 +600,18 @@ def test_loss(task: Task, answer: Any, label: Any, expected: float) -> None:
     ],
 )
 def test_wrong(task: Task, answer: Any, label: Any, expected: bool | None) -> None:
-    assert wrong(task, answer, label) is expected
+    assert wrongs(task, [answer, answer], [label, label]) == [expected, expected]
+
+
+def test_what_is_no_number_has_no_loss_that_one_could_take_for_a_small_one() -> None:
+    assert math.isnan(loss("regression", math.nan, 1.0))
+    assert math.isnan(loss("binary", math.nan, True))
+    assert math.isnan(loss("multiclass", {"a": math.nan}, "a"))
+
+
+def test_a_residual_has_the_sign_of_what_was_missing() -> None:
+    answers: list[Answer] = [0.25, 0.25, 3.0, {"a": 1.0}]
+    assert residuals(answers, [True, False, 5, "a"]) == [0.75, -0.25, 2.0, None]
 
 
 @pytest.mark.parametrize(
