@@ -25,8 +25,8 @@ REMEDIES = [
         also=(
             Remedy(
                 "models/version.py",
-                "held = self._blobs.get(_BlobKey(model, version, manifest.sha256[:8]), _Blob()).chunks",
-                'held = self._blobs.get(_BlobKey(model, version, "0" * 8), _Blob()).chunks',
+                "        at = _BlobKey(manifest.model, manifest.version, manifest.sha256[:8])\n        held =",
+                '        at = _BlobKey(manifest.model, manifest.version, "0" * 8)\n        held =',
             ),
             Remedy(
                 "models/version.py",
