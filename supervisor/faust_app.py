@@ -27,11 +27,12 @@ CUTS = 3  # of Faust's connections when it does not leave: aiokafka connects ane
 CUT_S = 0.3  # between two of them
 
 
-def application(name: str, connection: Connection) -> faust.App:
-    """With a table in memory, and nothing declared yet."""
+def application(name: str, connection: Connection, seat: str | None) -> faust.App:
+    """With a table in memory, and nothing declared yet. `seat` is its place in the group, that a next one takes at once."""
     app = App(
         name,
         **connection.faust_options(),
+        consumer_group_instance_id=seat,
         web_enabled=False,
         autodiscover=False,
         topic_allow_declare=False,
@@ -88,6 +89,9 @@ class _Thread(AIOKafkaConsumerThread):
         aiokafka's consumer does not stop before its JoinGroup is answered, for which a broker may
         take a session's time and more.
         """
+        if self._consumer is not None and self._consumer._coordinator is not None:
+            # aiokafka lets a named member's place wait for its session; who leaves in order gives it up at once.
+            self._consumer._coordinator._group_instance_id = None
         leaving = asyncio.create_task(super().on_thread_stop())
         done, _ = await asyncio.wait([leaving], timeout=LEAVE_S)
         for _cut in range(CUTS):
