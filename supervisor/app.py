@@ -77,7 +77,8 @@ class Supervisor(Service):
     ) -> None:
         """`policies` are those of each model, and of the pipeline under ""; built-in ones by `limits` otherwise.
 
-        `seat` takes a place in a group that a next process finds again. Health is written every `keep_s` seconds; what is read again after a crash grows with it.
+        `seat` takes a place in a group that a next process finds again. Health is written every `keep_s` seconds;
+        what is read again after a crash grows with it.
         """
         super().__init__()
         built_in = {LOG: of_pipelines(limits), **dict.fromkeys(pipeline.models, of_models(limits))}
