@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 import faust
@@ -24,6 +24,7 @@ from ..topics import stray
 from ..topics.connection import Connection
 from ..topics.log import Out, Writer
 from ..topics.messages import Incident, State, Verdict, Vitals
+from ..topics.seat import Seat
 from ..topics.tail import Tail
 from ..topics.vitals import unpack
 from . import incidents as episodes
@@ -72,10 +73,12 @@ class Supervisor(Service):
         policies: Mapping[str, Sequence[Policy]] | None = None,
         canary: Canary | None = None,
         keep_s: float = KEEP_S,
+        seat: Callable[[str], Seat] | None = None,
     ) -> None:
         """`policies` are those of each model, and of the pipeline under ""; built-in ones by `limits` otherwise.
 
-        Health is written every `keep_s` seconds; what is read again after a crash grows with it.
+        `seat` takes a place in a group that a next process finds again. Health is written every `keep_s` seconds;
+        what is read again after a crash grows with it.
         """
         super().__init__()
         built_in = {LOG: of_pipelines(limits), **dict.fromkeys(pipeline.models, of_models(limits))}
@@ -103,6 +106,7 @@ class Supervisor(Service):
         self._work: list[asyncio.Task[None]] = []
         self._joining: asyncio.Task[None] | None = None
         self._read = False
+        self._seat = None if seat is None else seat(f"{pipeline.name}.supervisor")
         self._app, table = self._build(pipeline.name)
         self._healths = Healths(table)
         self._keep_s = keep_s
@@ -153,6 +157,8 @@ class Supervisor(Service):
         for tail in self._tails:
             await tail.stop()
         await self._writer.stop()
+        if self._seat is not None:
+            self._seat.leave()
 
     async def _leave(self) -> None:
         """Stops Faust. Cancelled or stopped halfway through its start it would leave a thread behind."""
@@ -197,7 +203,7 @@ class Supervisor(Service):
     # --- Faust ---
 
     def _build(self, name: str) -> tuple[faust.App, Any]:
-        app = application(f"{name}.supervisor", self._connection)
+        app = application(f"{name}.supervisor", self._connection, self._seat.name if self._seat else None)
         vitals = app.topic(
             f"{name}.vitals", key_serializer="raw", value_type=bytes, value_serializer="raw", partitions=1
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 import faust
 from aiokafka import AIOKafkaConsumer
+from faust.tables import TableManager
 from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Transport
 from faust.transport.drivers.aiokafka import Consumer as _FaustConsumer
 
@@ -22,16 +23,17 @@ IDLE_S = 10 * 365 * 86_400.0
 REQUEST_S = 15.0  # of one request, for its connection may be dead; twice as long as a rebalance
 COMMIT_S = 1.0  # between commits of vitals; what is repeated after a crash is known by its spans
 FETCH_WAIT_MS = 250  # the embedded broker holds an empty fetch this long; Faust's own 1500 would show
-LEAVE_S = 2.0  # for what is starting to be up before it is stopped; Faust sleeps one second of that
+LEAVE_S = 2.0  # for what is starting to be up before it is stopped
 CUTS = 3  # of Faust's connections when it does not leave: aiokafka connects anew for the next request
 CUT_S = 0.3  # between two of them
 
 
-def application(name: str, connection: Connection) -> faust.App:
-    """With a table in memory, and nothing declared yet."""
+def application(name: str, connection: Connection, seat: str | None) -> faust.App:
+    """With a table in memory, and nothing declared yet. `seat` is its place in the group, that a next one takes at once."""
     app = App(
         name,
         **connection.faust_options(),
+        consumer_group_instance_id=seat,
         web_enabled=False,
         autodiscover=False,
         topic_allow_declare=False,
@@ -44,6 +46,7 @@ def application(name: str, connection: Connection) -> faust.App:
         stream_processing_timeout=IDLE_S,
         stream_wait_empty=False,  # for what is not acknowledged: that waits for health to be written
         store="memory://",
+        TableManager=_Tables,
     )
     app.transport = _Transport(app.conf.broker_consumer, app)
     app.on_rebalance_complete.connect(_hold_flow)
@@ -53,6 +56,13 @@ def application(name: str, connection: Connection) -> faust.App:
 class App(faust.App):
     def _create_directories(self) -> None:
         """None: the table is in memory, and the directory that a supervisor runs in may not be written."""
+
+
+class _Tables(TableManager):
+    async def on_start(self) -> None:
+        """Faust waits a second here for tables that are declared as it starts; ours is declared, and nobody judges meanwhile."""
+        await self._update_channels()
+        await self.recovery.start()
 
 
 async def _hold_flow(app: Any, /, *_: Any, **__: Any) -> None:
@@ -88,6 +98,9 @@ class _Thread(AIOKafkaConsumerThread):
         aiokafka's consumer does not stop before its JoinGroup is answered, for which a broker may
         take a session's time and more.
         """
+        if self._consumer is not None and self._consumer._coordinator is not None:
+            # aiokafka lets a named member's place wait for its session; who leaves in order gives it up at once.
+            self._consumer._coordinator._group_instance_id = None
         leaving = asyncio.create_task(super().on_thread_stop())
         done, _ = await asyncio.wait([leaving], timeout=LEAVE_S)
         for _cut in range(CUTS):

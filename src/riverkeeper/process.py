@@ -206,6 +206,7 @@ class Process:
             self._judgement,
             policies=self._policies,
             canary=self._pipeline.canary,
+            seat=runtime.seat,
         )
 
     async def _supervise(self, runtime: Runtime, stop: asyncio.Event) -> None:

@@ -1,6 +1,7 @@
 """A supervisor that died is replaced within seconds, hears every replica, and counts what it hears once.
 
-Faust's session lasts 60 s: for so long nobody would judge after a kill -9. Ours lasts 6. A Faust leader
+Faust's session lasts 60 s: for so long nobody would judge after a kill -9. Ours lasts 6, and one that comes
+back to where it was killed takes its seat at once, whatever the session. A Faust leader
 sees only the partitions it owns: so vitals have one, and who owns it judges. What was read and not
 committed when a supervisor died is read again: vitals name the facts they cover, and count for those that
 were not counted. Timers cannot write tables: by construction only the agent that reads vitals does.
@@ -9,13 +10,19 @@ were not counted. Timers cannot write tables: by construction only the agent tha
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 import uuid
 
+import pytest
+from aiokafka.consumer.group_coordinator import GroupCoordinator
+
+from riverkeeper.supervisor import faust_app
 from riverkeeper.supervisor.app import Supervisor
 from riverkeeper.topics.catalog import family
 from riverkeeper.topics.log import Out, Writer
 from riverkeeper.topics.messages import Span, State, Verdict, Vitals
+from riverkeeper.topics.seat import Seat
 from tests.brokers.broker import Broker
 from tests.counterexamples.without import Remedy
 from tests.supervisor.test_app import LIMITS, Flights, World, _create, running, state, until
@@ -29,6 +36,12 @@ REMEDIES = [
         "",
         what="a session of 6 s",
     ),
+    Remedy(
+        "supervisor/faust_app.py",
+        "        consumer_group_instance_id=seat,\n",
+        "",
+        what="a seat in the group",
+    ),
     Remedy("topics/catalog.py", '"vitals": 1, ', ""),
     Remedy(
         "supervisor/policies/fold.py",
@@ -38,6 +51,7 @@ REMEDIES = [
     ),
 ]
 
+LONG_S = 240.0  # a session that the test does not wait for
 REPLACED_S = 30.0  # a session of 6 s, Faust's start, and room on a busy machine; with Faust's own it is 60
 
 
@@ -70,6 +84,32 @@ async def test_a_killed_supervisor_is_replaced_within_seconds(real: Broker) -> N
                 await asyncio.sleep(0.1)
         finally:
             await successor.stop()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are held by the Linux kernel")
+async def test_one_that_comes_back_does_not_wait_for_its_session(
+    real: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faust_app, "SESSION_S", LONG_S)
+    monkeypatch.setattr(faust_app, "REQUEST_S", LONG_S)  # Faust takes no lesser one
+    pipeline = Flights(f"flights-{uuid.uuid4().hex[:8]}")
+    await _create(real, pipeline.name)
+
+    async def nothing(self: GroupCoordinator) -> None:
+        """Who is killed says no goodbye."""
+
+    monkeypatch.setattr(GroupCoordinator, "_maybe_leave_group", nothing)
+    await judged_once(pipeline, real)
+    await judged_once(pipeline, real)
+
+
+async def judged_once(pipeline: Flights, real: Broker) -> None:
+    supervisor = Supervisor(pipeline, connection(real), LIMITS, seat=Seat)
+    await supervisor.start()
+    try:
+        await until(lambda: supervisor.judging)
+    finally:
+        await supervisor.stop()
 
 
 def vitals(model: str, span: Span, **seen: int) -> Vitals:
