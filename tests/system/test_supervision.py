@@ -38,6 +38,7 @@ JUDGEMENT = Limits(
     probation_examples=60,
 )
 BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
+GLITCHES = 3  # outcomes that carry it
 LATENT = 8  # versions that carry the fault before it shows: more than relapses are allowed
 SENSORS = ("north", "south", "east", "west")
 
@@ -136,18 +137,23 @@ async def test_refused_by_the_gate_healed_and_readmitted(broker: Broker) -> None
     async with world(broker, "levels") as it, it.running(judgement=JUDGEMENT):
         sensors = Sensors(it)
         await sensors.until(answered_by(it, "runaway", 3), "b", "good versions serve")
-        await sensors.send(3, "b", truth=GLITCH)
+        await sensors.send(GLITCHES, "b", truth=GLITCH)
         await sensors.until(lambda: resolved(it), "b", "the incident is resolved")
         await sensors.until(answered_by(it, "runaway"), "b", "the model has its traffic back")
         await finished(it, it.sent)
         await it.outside.read_up()
         found = account.adds_up(it.pipeline, it.outside)  # none out of bounds among other things
 
-        assert [v.state for v in verdicts(it)] == [State.QUARANTINED, State.PROBATION, State.LIVE], told(it)
+        # A glitch that was learned after the versions refused at first is left out in a round of its own.
+        rounds = len(verdicts(it)) // 2
+        expected = [State.QUARANTINED, State.PROBATION] * rounds
+        assert [v.state for v in verdicts(it)] == [*expected, State.LIVE], told(it)
+        assert 1 <= rounds <= GLITCHES, told(it)
         ruling = verdicts(it)[0]
         assert (ruling.model, ruling.policy, ruling.line) == ("runaway", "bounds", 1)
         healed = "restored" if ruling.restore else "relearned"
-        assert timeline(it) == ["detected", "quarantined", healed, "probation", "re-admitted"]
+        steps = timeline(it)
+        assert steps[:4] == ["detected", "quarantined", healed, "probation"] and steps[-1] == "re-admitted"
         kept = [p for p in found.predictions.values() if p.reason == Reason.QUARANTINED.value]
         assert {p.model for p in kept} == {"identity"}, "the fallback answers in its place"
         back_in_traffic(it, found)
@@ -160,7 +166,7 @@ async def test_found_out_by_its_answers_healed_and_readmitted(kafka: KafkaCluste
     async with world(broker, "levels") as it, it.running(judgement=JUDGEMENT):
         sensors = Sensors(it)
         await sensors.until(answered_by(it, "runaway", 3), "a", "good versions serve")
-        await sensors.send(3, "a", truth=GLITCH)
+        await sensors.send(GLITCHES, "a", truth=GLITCH)
         await sensors.until(lambda: version_with(it, glitches(it)), "a", "the glitches are learned")
         bad = version_with(it, glitches(it))
         await sensors.until(answered_by(it, "runaway", bad + LATENT), "a", "a bad version serves")
