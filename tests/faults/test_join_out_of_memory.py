@@ -35,11 +35,14 @@ async def test_join_out_of_memory(trial: Trial) -> None:
     numbers = range(FIRST, FIRST + PENDING)
     trial.spawn("ingest", "score", "learn")
     victim = await at_work(trial)
-    bound = resident(victim) + int(PENDING * BYTES * trial.rng.uniform(0.3, 0.7))
     sending = asyncio.create_task(send(trial, (reading(trial, n, "a") for n in numbers)))
+    # What its first batches take is theirs, and no prediction's that waits.
+    await trial.until(
+        lambda: trial.outside.firsts("predictions") > PENDING // 10, "a tenth are answered", PATIENCE
+    )
+    bound = resident(victim) + int(PENDING * BYTES * trial.rng.uniform(0.3, 0.7))
 
     await killed_over(trial, victim, bound)
-    assert trial.outside.firsts("predictions") > PENDING // 10, "it was killed with next to nothing pending"
     victim = trial.spawn("join")
     await killed_over(trial, victim, bound)  # as it restores, or soon after
     victim = await at_work(trial)
