@@ -57,7 +57,8 @@ async def test_flood(trial: Trial) -> None:
 
     said = answers(trial)
     told(said, flood)
-    assert reasons_of(said, calm)[""] > 0.9 * len(calm), "in calm the models serve"
+    # A pause of the machine of one second makes a quarter of them late.
+    assert reasons_of(said, calm)[""] > 0.7 * len(calm), "in calm the models serve"
     reasons = reasons_of(said, flood)
     assert reasons[Reason.LATE] > reasons[""] > 0, reasons
     assert reasons.keys() <= {"", Reason.LATE, Reason.NO_LEASE}, reasons  # who is paused has no lease, either
