@@ -68,21 +68,15 @@ async def _run(on: Broker, rate: int, seconds: float, turn: int) -> dict[str, fl
     async with running(serving), running(learning):
         await serving.until_at_work()
         await learning.until_at_work()
-        load = {**declared.environment(), "BENCH_BROKER": on.address}
-        producer = Child.spawn(
-            ["bench.load"], {**load, "BENCH_RATE": str(rate), "BENCH_SECONDS": str(seconds)}
-        )
         before = serving.used(), learning.used()
-        async with running(producer), Topic(on, pipeline.topic("predictions"), pipeline.partitions) as topic:
-            await topic.until(count, serving, looks=0.25)
-            predictions = await topic.rows()
+        predictions = await _under_load(on, declared, rate, seconds, serving)
         after = serving.used(), learning.used()
         async with Topic(on, pipeline.topic("facts"), pipeline.partitions) as topic:
             facts = await topic.rows()
         async with Topic(on, pipeline.topic("models"), pipeline.model_partitions) as topic:
             published = len(manifests(await topic.rows()))
     return {
-        **figures(predictions, facts, min(5.0, WARMING * seconds)),
+        **figures(predictions, facts, _warming(seconds)),
         "versions published": float(published),
         "cpu us, ingest and score": (after[0].cpu - before[0].cpu) / count * 1e6,
         "cpu us, join and learn": (after[1].cpu - before[1].cpu) / count * 1e6,
@@ -96,22 +90,28 @@ async def _relayed(on: Broker, rate: int, seconds: float, turn: int) -> dict[str
     pipeline = declared.pipeline()
     await prepare(on, pipeline)
     events, facts, predictions = (pipeline.topic(each) for each in ("events", "facts", "predictions"))
-    load = {**declared.environment(), "BENCH_BROKER": on.address}
-    way = {"BENCH_INPUT": events, "BENCH_HOPS": f"{facts} {predictions}"}
-    relay = Child.spawn(["bench.peers.relay"], {**load, **way, "BENCH_PARTITIONS": str(pipeline.partitions)})
-    async with running(relay), Topic(on, predictions, pipeline.partitions) as topic:
-        producer = Child.spawn(
-            ["bench.load"], {**load, "BENCH_RATE": str(rate), "BENCH_SECONDS": str(seconds)}
-        )
-        async with running(producer):
-            await topic.until(int(rate * seconds), relay, looks=0.25)
-            rows = await topic.rows()
+    way = {"BENCH_BROKER": on.address, "BENCH_INPUT": events, "BENCH_HOPS": f"{facts} {predictions}"}
+    relay = Child.spawn(["bench.peers.relay"], {**way, "BENCH_PARTITIONS": str(pipeline.partitions)})
+    async with running(relay):
+        rows = await _under_load(on, declared, rate, seconds, relay)
     # Outcomes stand among the events, and are passed on, too; their time is when they were sent.
     said = [(each.time.timestamp() * 1000, row.ms) for row in rows for each in [_timed(row)]]
-    start = min(due for due, _ in said) + min(5.0, WARMING * seconds) * 1000
-    ways = sorted(at - due for due, at in said if due >= start)
-    shares = ((0.5, "p50"), (0.99, "p99"), (0.999, "p99.9"))
-    return {f"bare, {called} ms": percentile(ways, share) for share, called in shares}
+    start = min(due for due, _ in said) + _warming(seconds) * 1000
+    return _percentiles("bare", [at - due for due, at in said if due >= start])
+
+
+async def _under_load(on: Broker, declared: Declared, rate: int, seconds: float, child: Child) -> list[Row]:
+    """What stands on `predictions` once the child has answered as many events as that are."""
+    pipeline = declared.pipeline()
+    load = {**declared.environment(), "BENCH_BROKER": on.address}
+    producer = Child.spawn(["bench.load"], {**load, "BENCH_RATE": str(rate), "BENCH_SECONDS": str(seconds)})
+    async with running(producer), Topic(on, pipeline.topic("predictions"), pipeline.partitions) as topic:
+        await topic.until(int(rate * seconds), child, looks=0.25)
+        return await topic.rows()
+
+
+def _warming(seconds: float) -> float:
+    return min(5.0, WARMING * seconds)
 
 
 def figures(predictions: Sequence[Row], facts: Sequence[Row], left_out: float) -> dict[str, float]:
@@ -125,12 +125,19 @@ def figures(predictions: Sequence[Row], facts: Sequence[Row], left_out: float) -
             ways.append(at - due)
             firsts.append(written[id] - due)
             seconds.append(float(at - written[id]))
-    found = {}
-    for name, values in (("event to prediction", ways), ("to fact", firsts), ("fact to prediction", seconds)):
-        values.sort()
-        for share, called in ((0.5, "p50"), (0.99, "p99"), (0.999, "p99.9")):
-            found[f"{name}, {called} ms"] = percentile(values, share)
-    return {**found, "event to prediction, most ms": ways[-1], "predictions": float(len(ways))}
+    return {
+        **_percentiles("event to prediction", ways),
+        **_percentiles("to fact", firsts),
+        **_percentiles("fact to prediction", seconds),
+        "event to prediction, most ms": max(ways),
+        "predictions": float(len(ways)),
+    }
+
+
+def _percentiles(name: str, values: Sequence[float]) -> dict[str, float]:
+    ordered = sorted(values)
+    shares = ((0.5, "p50"), (0.99, "p99"), (0.999, "p99.9"))
+    return {f"{name}, {called} ms": percentile(ordered, share) for share, called in shares}
 
 
 def _timed(row: Row) -> Timed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import NamedTuple
+from typing import NamedTuple, TypeGuard
 
 import msgspec
 import structlog
@@ -190,21 +190,21 @@ class Student:
             return
         held = [example for example in examples if example.baseline is not None]
         own = self._scorer([self._own(example.features) for example in held])
-        answered = [(e, e.served if self._served(e) else answer) for e, answer in zip(held, own, strict=True)]
-        compared = self._compared([(e, a) for e, a in answered if isinstance(a, float | dict) and _finite(a)])
+        answered = [
+            (e, e.served if e.source is Source.MODEL and e.model == self.name else answer)
+            for e, answer in zip(held, own, strict=True)
+        ]
+        compared = self._compared([(e, a) for e, a in answered if _finite(a)])
         self._error.add(compared)
         others = [
             each
             for each in compared
-            if each.example.source is Source.MODEL and not self._served(each.example)
+            if each.example.source is Source.MODEL and each.example.model != self.name
         ]
         task, labels = self._pipeline.task, [each.example.label for each in others]
         beside = losses(task, [each.example.served for each in others], labels)
         self._seen.judge(self._pipeline.slices, compared)
         self._seen.beside([each.error for each in others], beside)
-
-    def _served(self, example: Example) -> bool:
-        return example.model == self.name and example.source is Source.MODEL
 
     def _compared(self, answered: Sequence[tuple[Example, Answer]]) -> list[_Compared]:
         """By columns: all of it is done for each example and model."""
@@ -283,7 +283,7 @@ class Student:
         known = [
             (features, before, after)
             for (features, before), after in zip(self._golden, answers, strict=True)
-            if isinstance(after, float | dict) and _finite(after)
+            if _finite(after)
         ]
         if known and self.since:
             self._seen.golden.append(sum(moved(before, after) for _, before, after in known) / len(known))
@@ -297,7 +297,7 @@ class Student:
         assert self._scorer is not None
         answers = self._scorer(self._probes)
         pairs = zip(self._probes, answers, strict=True)
-        return [(f, a) for f, a in pairs if isinstance(a, float | dict) and _finite(a)]
+        return [(f, a) for f, a in pairs if _finite(a)]
 
     def expired(self) -> list[bytes]:
         """Keys of the chunks to delete: beyond the newest versions, and the newest good ones."""
@@ -459,8 +459,9 @@ def _plus(known: Slice, part: Sequence[_Compared]) -> Slice:
     )
 
 
-def _finite(answer: float | dict[str, float]) -> bool:
-    return bool(answer) if isinstance(answer, dict) else math.isfinite(answer)
+def _finite(answer: object) -> TypeGuard[Answer]:
+    """Whether there is an answer that can be held against what came true; an estimator that raised has none."""
+    return bool(answer) if isinstance(answer, dict) else isinstance(answer, float) and math.isfinite(answer)
 
 
 def _joined(spans: Sequence[Span]) -> list[Span]:

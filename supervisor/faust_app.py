@@ -14,6 +14,7 @@ from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Transport
 from faust.transport.drivers.aiokafka import Consumer as _FaustConsumer
 
 from ..topics.connection import Connection
+from ..topics.log import give_up_place
 
 SESSION_S = 6.0  # of the group; Faust's own 60 s would leave a dead supervisor's partition unheard
 HEARTBEAT_S = 1.5  # four per session
@@ -98,9 +99,8 @@ class _Thread(AIOKafkaConsumerThread):
         aiokafka's consumer does not stop before its JoinGroup is answered, for which a broker may
         take a session's time and more.
         """
-        if self._consumer is not None and self._consumer._coordinator is not None:
-            # aiokafka lets a named member's place wait for its session; who leaves in order gives it up at once.
-            self._consumer._coordinator._group_instance_id = None
+        if self._consumer is not None:
+            give_up_place(self._consumer)
         leaving = asyncio.create_task(super().on_thread_stop())
         done, _ = await asyncio.wait([leaving], timeout=LEAVE_S)
         for _cut in range(CUTS):

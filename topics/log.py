@@ -114,6 +114,12 @@ def consumer(connection: Connection, **options: object) -> AIOKafkaConsumer:
     )
 
 
+def give_up_place(consumer: AIOKafkaConsumer) -> None:
+    """Before it stops in order: aiokafka lets a named member's place in its group wait for its session."""
+    if consumer._coordinator is not None:
+        consumer._coordinator._group_instance_id = None
+
+
 async def stop_consumer(consumer: AIOKafkaConsumer) -> None:
     """Stops it, however it was just assigned and whatever it waits for.
 
@@ -431,10 +437,7 @@ class Membership(ConsumerRebalanceListener):  # type: ignore[misc]  # aiokafka i
         self._consumer.subscribe(self._topics, listener=self)
 
     async def stop(self) -> None:
-        # aiokafka lets a named member's place wait for its session; who leaves in order gives it up at once.
-        coordinator = self._consumer._coordinator
-        if coordinator is not None:
-            coordinator._group_instance_id = None
+        give_up_place(self._consumer)
         await stop_consumer(self._consumer)
 
     async def watch(self) -> None:
